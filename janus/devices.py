@@ -1,0 +1,68 @@
+"""Which device and precision a model gets when its user names none. Nothing here runs at import."""
+
+import torch
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """The device named, checked to be there; without a name cuda, then mps, then cpu.
+
+    ValueError if it is absent.
+    """
+    if device is None:
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(
+            f"device {device!r} is unknown: name one like 'cpu', 'cuda', 'cuda:1' or 'mps'"
+        ) from error
+    if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device {device!r} is not available: torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()} CUDA devices; `janus doctor` tells why"
+        )
+    if chosen.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {device!r} is not available on this machine")
+    return chosen
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """Whether the device computes bfloat16 in hardware, so that it is no slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0) or torch.version.hip is not None
+    if device.type == "mps":
+        return torch.backends.mps.is_macos_or_newer(14, 0)
+    if device.type == "cpu":
+        supported = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+        return any(getattr(torch.cpu, name, bool)() for name in supported)
+    return False
+
+
+def resolve_dtype(
+    dtype: str | torch.dtype | None, device: torch.device, stored: torch.dtype = torch.float32
+) -> torch.dtype:
+    """The dtype named; without a name the stored one where the device computes it well, else float32."""
+    if dtype is None:
+        if stored == torch.bfloat16 and computes_bfloat16(device):
+            return stored
+        return stored if stored == torch.float16 and device.type in ("cuda", "mps") else torch.float32
+    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if chosen not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
+        raise ValueError(f"dtype {dtype!r} is not supported: name bfloat16, float16 or float32")
+    return chosen
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that the device could still give, or None where it does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable:"))
+        return int(available.split()[1]) << 10
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None

@@ -1,0 +1,234 @@
+"""The VQ tokenizer: a picture to a grid of codes and back.
+
+B pictures, C channels, h and w the grid of codes; `factor` pixels per code along each side. Levels are
+numbered as in the checkpoint: the encoder's from the finest, the decoder's from the coarsest. Source: the
+original's vq_model.py.
+"""
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from janus.config import VQConfig
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(32, channels, eps=1e-6)
+
+
+class ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1)
+        self.norm2 = group_norm(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1)
+        self.nin_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.conv1(F.silu(self.norm1(x)))
+        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(inner)))
+
+
+class AttentionBlock(nn.Module):
+    """One head over all positions of the grid."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels)
+        self.q = nn.Conv2d(channels, channels, 1)
+        self.k = nn.Conv2d(channels, channels, 1)
+        self.v = nn.Conv2d(channels, channels, 1)
+        self.proj_out = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        normalised = self.norm(x)
+        q, k, v = (
+            rearrange(conv(normalised), "B C h w -> B 1 (h w) C").contiguous()
+            for conv in (self.q, self.k, self.v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj_out(rearrange(mixed, "B 1 (h w) C -> B C h w", h=x.shape[2]).contiguous())
+
+
+class Downsample(nn.Module):
+    """Half the size. Pads on the right and below only, as the released weights were trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.pad(x, (0, 1, 0, 1)))
+
+
+class Upsample(nn.Module):
+    """Twice the size, by the nearest neighbour, in the tensor's own dtype."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+
+
+class Level(nn.Module):
+    """The residual blocks of one resolution, attention after each if asked, and the way to the next one."""
+
+    def __init__(
+        self, inputs: int, outputs: int, blocks: int, attention: bool, resample: nn.Module | None
+    ) -> None:
+        super().__init__()
+        self.res = nn.ModuleList(
+            ResidualBlock(outputs if block else inputs, outputs) for block in range(blocks)
+        )
+        self.attn = nn.ModuleList(
+            AttentionBlock(outputs) if attention else nn.Identity() for _ in range(blocks)
+        )
+        self.resample = nn.Identity() if resample is None else resample
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block, attention in zip(self.res, self.attn, strict=True):
+            x = attention(block(x))
+        return self.resample(x)
+
+
+def middle(channels: int) -> nn.Sequential:
+    return nn.Sequential(
+        ResidualBlock(channels, channels), AttentionBlock(channels), ResidualBlock(channels, channels)
+    )
+
+
+class Encoder(nn.Module):
+    """(B, 3, factor * h, factor * w) -> (B, latent_channels, h, w)."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        widths = [config.channels * multiplier for multiplier in config.encoder_multipliers]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(3, config.channels, 3, padding=1)
+        self.levels = nn.Sequential(
+            *(
+                Level(
+                    inputs,
+                    outputs,
+                    config.residual_blocks,
+                    attention=level == last,
+                    resample=None if level == last else Downsample(outputs),
+                )
+                for level, (inputs, outputs) in enumerate(
+                    zip([config.channels, *widths], widths, strict=False)
+                )
+            )
+        )
+        self.mid = middle(widths[-1])
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], config.latent_channels, 3, padding=1)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        x = self.mid(self.levels(self.conv_in(pixels)))
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """(B, latent_channels, h, w) -> (B, 3, factor * h, factor * w)."""
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        widths = [config.channels * multiplier for multiplier in reversed(config.decoder_multipliers)]
+        last = len(widths) - 1
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid = middle(widths[0])
+        self.levels = nn.Sequential(
+            *(
+                Level(
+                    inputs,
+                    outputs,
+                    config.residual_blocks + 1,
+                    attention=level == 0,
+                    resample=None if level == last else Upsample(outputs),
+                )
+                for level, (inputs, outputs) in enumerate(zip([widths[0], *widths], widths, strict=False))
+            )
+        )
+        self.norm_out = group_norm(widths[-1])
+        self.conv_out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.levels(self.mid(self.conv_in(x)))
+        return self.conv_out(F.silu(self.norm_out(x)))
+
+
+def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
+    """The row of `codebook` (codes, C) nearest to each of `latents` (N, C), both of unit length: (N,) int64.
+
+    In float32 whatever comes in, by the original's own formula, so that near-ties fall to the same side.
+    """
+    z, e = latents.float(), codebook.float()
+    distances = z.pow(2).sum(1, keepdim=True) + e.pow(2).sum(1) - 2 * (z @ e.t())
+    return distances.argmin(dim=1)
+
+
+class VQ(nn.Module):
+    """Encoder, codebook and decoder.
+
+    Codes are compared and looked up at unit length; the stored rows need not be.
+    """
+
+    def __init__(self, config: VQConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.quant_conv = nn.Conv2d(config.latent_channels, config.code_width, 1)
+        self.codebook = nn.Parameter(torch.empty(config.codes, config.code_width).uniform_(-1, 1))
+        self.post_quant_conv = nn.Conv2d(config.code_width, config.latent_channels, 1)
+        self.decoder = Decoder(config)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) in [-1, 1] -> codes (B, H / factor, W / factor), int64."""
+        return self.quantize(self.latents(pixels))[1]
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) -> pixels (B, 3, factor * h, factor * w), nominally in [-1, 1] but not clipped."""
+        return self.decode_latents(self.lookup(codes))
+
+    def latents(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, code_width, H / factor, W / factor), before any normalisation."""
+        factor = self.config.factor
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % factor or pixels.shape[3] % factor:
+            raise ValueError(
+                f"pixels must be (B, 3, H, W) with H and W multiples of {factor}, not {tuple(pixels.shape)}"
+            )
+        return self.quant_conv(self.encoder(pixels.to(self.codebook.dtype)))
+
+    def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, h, w) -> the nearest codes' entries in the same shape, and the codes (B, h, w).
+
+        Gradients pass straight through to the (normalised) latents.
+        """
+        normalised = F.normalize(latents, dim=1)
+        # One picture at a time: the distances of N positions to all codes are the largest tensor of the whole
+        # model.
+        codes = torch.stack(
+            [
+                nearest_code(rearrange(picture, "C h w -> (h w) C"), F.normalize(self.codebook, dim=1))
+                for picture in normalised
+            ]
+        ).unflatten(1, latents.shape[2:])
+        return normalised + (self.lookup(codes) - normalised).detach(), codes
+
+    def lookup(self, codes: Tensor) -> Tensor:
+        """Codes (B, h, w) of any integer dtype -> unit-length entries (B, code_width, h, w)."""
+        if codes.ndim != 3 or codes.is_floating_point() or codes.dtype == torch.bool:
+            raise ValueError(f"codes must be (B, h, w) integers, not {tuple(codes.shape)} {codes.dtype}")
+        if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.config.codes):
+            raise ValueError(
+                f"codes run from {codes.min()} to {codes.max()}, of a codebook of {self.config.codes}"
+            )
+        return rearrange(F.embedding(codes.long(), F.normalize(self.codebook, dim=1)), "B h w C -> B C h w")
+
+    def decode_latents(self, latents: Tensor) -> Tensor:
+        """Entries (B, code_width, h, w) -> pixels (B, 3, factor * h, factor * w)."""
+        return self.decoder(self.post_quant_conv(latents))
