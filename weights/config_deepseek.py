@@ -1,0 +1,172 @@
+"""The released dialect of `config.json`, `model_type: multi_modality`: parts of a class and parameters."""
+
+from typing import Any
+
+from janus.config import SIGLIP_PRESETS, AdapterConfig, JanusConfig, VisionConfig, VQConfig
+from janus.weights.config_section import (
+    Section,
+    format_language,
+    parse_adapter_kind,
+    parse_dtype,
+    parse_language,
+)
+
+# What the original's VQ-16 is built with, whatever its config says; the keys are this library's extension.
+RELEASED_VQ: dict[str, Any] = {
+    "ch": 128,
+    "encoder_ch_mult": [1, 1, 2, 2, 4],
+    "decoder_ch_mult": [1, 1, 2, 2, 4],
+    "num_res_blocks": 2,
+    "z_channels": 256,
+}
+CLASSES = {
+    "vision": "CLIPVisionTower",
+    "aligner": "MlpProjector",
+    "gen_vision": "VQ-16",
+    "gen_aligner": "MlpProjector",
+    "gen_head": "vision_head",
+}
+
+
+def parse(top: Section) -> JanusConfig:
+    """The architecture that the top object states; ValueError for what cannot be honoured."""
+    sections = {part: top.section(f"{part}_config") for part in CLASSES}
+    for part, cls in CLASSES.items():
+        if not sections[part].values:
+            raise ValueError(f"{part}_config is missing")
+        sections[part].require("cls", cls)
+    params = {part: section.section("params") for part, section in sections.items()}
+    language_section = top.section("language_config")
+    if not language_section.values:
+        raise ValueError("language_config is missing")
+    tied = language_section.values.get("tie_word_embeddings", False)
+    language_section.require("tie_word_embeddings", False, True, absent=False)
+    language = parse_language(language_section, tied=bool(tied))
+
+    vision = params["vision"]
+    vision.require("model_name", *SIGLIP_PRESETS)
+    vision.require("pixel_mean", None)
+    vision.require("pixel_std", None)
+    preset = SIGLIP_PRESETS[vision.text("model_name", "")]
+    codes = params["gen_vision"].whole("image_token_size", 16384)
+    head = params["gen_head"]
+    if head.whole("image_token_size", codes) != codes:
+        raise head.fail("image_token_size", f"must equal gen_vision_config.params.image_token_size, {codes}")
+    if head.whole("n_embed", language.width) != language.width:
+        raise head.fail("n_embed", f"must equal the language model's hidden_size, {language.width}")
+
+    def adapter(part: str, input_width: int) -> AdapterConfig:
+        section = params[part]
+        return AdapterConfig(
+            kind=parse_adapter_kind(section, "projector_type"),
+            depth=section.whole("depth", 1),
+            input_width=section.whole("input_dim", input_width),
+            output_width=section.whole("n_embed", language.width),
+        )
+
+    width = vision.whole("width", preset["width"])
+    code_width = params["gen_vision"].whole("n_embed", 8)
+    return JanusConfig(
+        vision=VisionConfig(
+            image_size=vision.whole("image_size", preset["image_size"]),
+            patch_size=vision.whole("patch_size", preset["patch_size"]),
+            width=width,
+            layers=vision.whole("layers", preset["layers"]),
+            heads=vision.whole("heads", preset["heads"]),
+            mlp_ratio=vision.number("mlp_ratio", preset["mlp_ratio"]),
+            select_layer=vision.whole("select_layer", -1),
+            norm_eps=1e-6,
+        ),
+        vision_adapter=adapter("aligner", width),
+        vq=VQConfig(
+            codes=codes,
+            code_width=code_width,
+            channels=params["gen_vision"].whole("ch", 128),
+            encoder_multipliers=params["gen_vision"].wholes("encoder_ch_mult", (1, 1, 2, 2, 4)),
+            decoder_multipliers=params["gen_vision"].wholes("decoder_ch_mult", (1, 1, 2, 2, 4)),
+            residual_blocks=params["gen_vision"].whole("num_res_blocks", 2),
+            latent_channels=params["gen_vision"].whole("z_channels", 256),
+        ),
+        code_adapter=adapter("gen_aligner", code_width),
+        image_head_width=head.whole("image_token_embed", language.width),
+        language=language,
+        dtype=parse_dtype(top, language_section),
+        extra={"deepseek": top.values},
+    )
+
+
+def format(config: JanusConfig, dtype: str) -> dict[str, Any]:
+    """The keys of this dialect that state the architecture."""
+    vision, vq = config.vision, config.vq
+    if vision.norm_eps != 1e-6:
+        raise ValueError(
+            f"the released layout fixes SigLIP's norm epsilon at 1e-6, and this model has {vision.norm_eps}"
+        )
+
+    def adapter(part: str, adapter_config: AdapterConfig) -> dict[str, Any]:
+        params = {
+            "depth": adapter_config.depth,
+            "input_dim": adapter_config.input_width,
+            "n_embed": adapter_config.output_width,
+            "projector_type": adapter_config.kind,
+        }
+        return {"cls": "MlpProjector", "model_type": part, "params": params}
+
+    head = {
+        "image_token_embed": config.image_head_width,
+        "image_token_size": vq.codes,
+        "n_embed": config.language.width,
+    }
+    sizes = {
+        "patch_size": vision.patch_size,
+        "width": vision.width,
+        "layers": vision.layers,
+        "heads": vision.heads,
+        "mlp_ratio": vision.mlp_ratio,
+    }
+    before = {
+        part: config.extra.get("deepseek", {}).get(part, {}).get("params") or {}
+        for part in ("vision_config", "gen_vision_config")
+    }
+    name = before["vision_config"].get("model_name", "siglip_large_patch16_384")
+    vq_sizes = {
+        "ch": vq.channels,
+        "encoder_ch_mult": list(vq.encoder_multipliers),
+        "decoder_ch_mult": list(vq.decoder_multipliers),
+        "num_res_blocks": vq.residual_blocks,
+        "z_channels": vq.latent_channels,
+    }
+
+    def unless_implied(written: dict[str, Any], implied: dict[str, Any], part: str) -> dict[str, Any]:
+        """The released files do not state these sizes: only what their absence does not say is written."""
+        return {key: value for key, value in written.items() if value != implied[key] or key in before[part]}
+
+    return {
+        "model_type": "multi_modality",
+        "architectures": ["MultiModalityCausalLM"],
+        "torch_dtype": dtype,
+        "vision_config": {
+            "cls": "CLIPVisionTower",
+            "model_type": "vision",
+            "params": {
+                "image_size": vision.image_size,
+                "model_name": name,
+                "select_feature": "same",
+                "select_layer": vision.select_layer,
+                **unless_implied(sizes, SIGLIP_PRESETS[name], "vision_config"),
+            },
+        },
+        "aligner_config": adapter("aligner", config.vision_adapter),
+        "gen_vision_config": {
+            "cls": "VQ-16",
+            "model_type": "gen_vision",
+            "params": {
+                "image_token_size": vq.codes,
+                "n_embed": vq.code_width,
+                **unless_implied(vq_sizes, RELEASED_VQ, "gen_vision_config"),
+            },
+        },
+        "gen_aligner_config": adapter("gen_aligner", config.code_adapter),
+        "gen_head_config": {"cls": "vision_head", "model_type": "gen_head", "params": head},
+        "language_config": {**format_language(config.language), "torch_dtype": dtype},
+    }

@@ -1,0 +1,84 @@
+"""`config.json` in its two dialects: the released `multi_modality`, and transformers' `janus`.
+
+Absent keys mean the released sizes, or Llama's defaults for the language model. A value that cannot be
+honoured raises with its key; keys that say nothing to this library are kept and written again in the same
+dialect.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from janus.config import JanusConfig
+from janus.weights import config_deepseek, config_transformers
+from janus.weights.config_section import Section
+from janus.weights.names import Layout
+
+MODEL_TYPES: dict[str, Layout] = {"multi_modality": "deepseek", "janus": "transformers"}
+
+
+def read_config(folder: Path) -> tuple[JanusConfig, Layout]:
+    """The architecture that a checkpoint folder states, and the layout that it is written in.
+
+    Raises FileNotFoundError without a `config.json`, ValueError for one that is broken, of another model, or
+    asks for what this library does not compute.
+    """
+    path = folder / "config.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{folder} has no config.json: it is not a checkpoint folder") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
+        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    try:
+        return parse_config(values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def parse_config(values: Mapping[str, Any]) -> tuple[JanusConfig, Layout]:
+    """As `read_config`, of the JSON object itself."""
+    top = Section(values, "")
+    layout = MODEL_TYPES.get(top.text("model_type", "nothing"))
+    if layout is None:
+        raise top.fail("model_type", f"not a Janus checkpoint; supported: {', '.join(MODEL_TYPES)}")
+    if layout == "transformers":
+        return config_transformers.parse(top), layout
+    if "vision_gen_enc_config" in values:
+        raise ValueError(
+            "this is a JanusFlow checkpoint, which this version does not load: only Janus and Janus-Pro"
+        )
+    return config_deepseek.parse(top), layout
+
+
+def format_config(
+    config: JanusConfig, layout: Layout, *, dtype: str, image_token_id: int | None = None
+) -> dict[str, Any]:
+    """The JSON object that states this architecture. `dtype` is that of the weights beside it.
+
+    Transformers' dialect also names the id of the image token. Where its model class cannot be this
+    architecture a warning says so: what is written then is for this library's own reader.
+    """
+    if layout == "deepseek":
+        new = config_deepseek.format(config, dtype)
+    else:
+        new = config_transformers.format(config, dtype, image_token_id)
+    return _merge(config.extra.get(layout, {}), new)
+
+
+def _merge(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """`new` over `old`, object by object: what `new` does not mention stays."""
+    merged = dict(old)
+    for key, value in new.items():
+        before = merged.get(key)
+        merged[key] = (
+            _merge(before, value) if isinstance(before, Mapping) and isinstance(value, Mapping) else value
+        )
+    return merged

@@ -1,0 +1,156 @@
+"""From a checkpoint to a model: built without memory, then filled tensor by tensor, at its device and dtype.
+
+Strict: a missing, unexpected or misshapen name raises before any weight is read. `load` returns the model in
+evaluation mode.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from janus.config import JanusConfig
+from janus.devices import resolve_device, resolve_dtype
+from janus.models.janus import Janus
+from janus.weights.config_files import read_config
+from janus.weights.hub import find
+from janus.weights.names import Layout, Source, is_dropped, sources
+from janus.weights.processor_files import read_side_files
+from janus.weights.read import Stored, contents, read, weight_files, windows
+
+# Where weights change dtype or device, the file is mapped anew for each run of this many bytes: pages that
+# were read stay resident as long as a mapping lives, and the source would come on top of the model.
+WINDOW = 256 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found and checked, and of which no weight has been read."""
+
+    folder: Path
+    config: JanusConfig
+    layout: Layout
+    stored: dict[str, Stored]
+    plan: dict[str, Source]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the word table, which stands for all."""
+        dtype = self.stored[self.plan["language.embed.weight"].names[0]].dtype
+        assert dtype is not None  # else `inspect` would have raised
+        return dtype
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> Janus:
+    """The model of a local folder or hub id, of the class and in the layout that its `config.json` names.
+
+    Without a device: cuda, mps or cpu, the first there is. Without a dtype: that of the weights where the
+    device computes it well, else float32. Raises FileNotFoundError or ValueError with the remedy.
+    """
+    target_device = resolve_device(device)
+    resolve_dtype(dtype, target_device)  # a wrong name raises before anything is fetched
+    checkpoint = inspect(path, revision=revision, token=token)
+    model = empty_model(checkpoint.config)
+    fill(model, checkpoint, target_device, resolve_dtype(dtype, target_device, checkpoint.dtype))
+    model.files = read_side_files(checkpoint.folder)
+    return model.eval()
+
+
+def inspect(path: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
+    """Find a checkpoint and check that its files hold just what its config asks for."""
+    folder = find(path, revision=revision, token=token)
+    config, layout = read_config(folder)
+    stored = contents(weight_files(folder))
+    if layout == "transformers" and "lm_head.weight" in stored:
+        # Its config ties the heads by default, and its loader unties them where a file holds both; so does
+        # this one.
+        config = replace(config, language=replace(config.language, tied_head=False))
+    model = empty_model(config)
+    plan = sources(parameter_names(model), layout)
+    check_names(stored, plan, layout, model, folder)
+    return Checkpoint(folder, config, layout, stored, plan)
+
+
+def empty_model(config: JanusConfig) -> Janus:
+    """The model of a config on the meta device: shapes, and no memory."""
+    with torch.device("meta"):
+        return Janus(config)
+
+
+def parameter_names(model: Janus) -> list[str]:
+    """The names of the model's own tensors; a head that is the embedding table itself is none."""
+    tied = {"language.head.weight"} if model.config.language.tied_head else set()
+    return [name for name in model.state_dict() if name not in tied]
+
+
+def check_names(
+    stored: Mapping[str, Stored], plan: Mapping[str, Source], layout: Layout, model: Janus, folder: Path
+) -> None:
+    """Raise ValueError, naming up to ten of each kind, unless the files hold just what the model needs."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected: dict[str, tuple[int, ...]] = {}
+    for name, source in plan.items():
+        shape = shapes[name][1:] if source.squeeze else shapes[name]
+        part = (shape[0] // len(source.names), *shape[1:])
+        expected.update(dict.fromkeys(source.names, part))
+    missing = [name for name in expected if name not in stored]
+    tied = {"language_model.lm_head.weight"} if model.config.language.tied_head else set()
+    unexpected = [
+        name
+        for name in stored
+        if name not in expected
+        and name not in tied
+        and not is_dropped(name, layout, model.config.vision.depth)
+    ]
+    problems = []
+    for what, names in (("missing", missing), ("unexpected", unexpected)):
+        if names:
+            more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+            problems.append(f"{what}: {', '.join(names[:10])}{more}")
+    misshapen = [
+        f"{name} is {stored[name].shape}, not {shape}"
+        for name, shape in expected.items()
+        if name in stored and stored[name].shape != shape
+    ]
+    not_floats = [name for name in expected if name in stored and stored[name].dtype is None]
+    if misshapen:
+        problems.append(f"misshapen: {'; '.join(misshapen[:10])}")
+    if not_floats:
+        problems.append(f"not floating-point: {', '.join(not_floats[:10])}")
+    if problems:
+        raise ValueError(f"the weights in {folder} do not fit its config.json: {'. '.join(problems)}")
+
+
+def fill(model: Janus, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+    """Put every tensor of the plan into the model, holding at most one window of the files besides."""
+    stored, plan = checkpoint.stored, checkpoint.plan
+    owner = {part: name for name, source in plan.items() for part in source.names}
+    unchanged = device.type == "cpu" and all(stored[part].dtype == dtype for part in owner)
+    waiting: dict[str, dict[str, Tensor]] = {}
+    for file, names in windows(stored, list(owner), limit=1 << 62 if unchanged else WINDOW):
+        for part, tensor in read(file, names):
+            name = owner[part]
+            parts = waiting.setdefault(name, {})
+            parts[part] = tensor if unchanged else tensor.to(device, dtype, copy=True)
+            if len(parts) == len(plan[name].names):
+                whole = (
+                    torch.cat([parts[each] for each in plan[name].names]) if len(parts) > 1 else parts[part]
+                )
+                _assign(model, name, whole[None] if plan[name].squeeze else whole)
+                del waiting[name]
+            del tensor
+    model.language.tie()
+
+
+def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
+    path, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(path), leaf, nn.Parameter(tensor))

@@ -1,0 +1,261 @@
+"""What the small files beside the weights state about pictures, prompts and special tokens, in both layouts.
+
+"deepseek" is the released layout; "transformers" what its Janus port writes, version 4 (flat) or 5 (nested).
+Every reader takes a folder or the files' contents by name, and raises ValueError naming file, key and value.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from janus.weights.json_file import JsonFile
+
+SIDE_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+Source = str | PathLike[str] | Mapping[str, bytes]
+
+# Defaults of the released code (and of transformers), for keys that a file leaves out.
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+BICUBIC = 3
+# The keys that are read or written; all others are carried along.
+IMAGE_KEYS = frozenset(
+    [
+        "image_size",
+        "size",
+        "min_size",
+        "image_mean",
+        "image_std",
+        "rescale_factor",
+        "do_normalize",
+        "background_color",
+        "image_processor_type",
+        "processor_class",
+        "do_resize",
+        "do_rescale",
+        "do_pad",
+        "resample",
+    ]
+)
+PROCESSOR_KEYS = frozenset(
+    [
+        "num_image_tokens",
+        "image_tag",
+        "image_start_tag",
+        "image_end_tag",
+        "image_gen_tag",
+        "sft_format",
+        "add_special_token",
+        "processor_class",
+        "image_processor",
+        "use_default_system_prompt",
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProcessorConfig:
+    """What the processor's files state: sizes in pixels, mean and std of [0, 1] pixels, tags, template.
+
+    `extra_image` and `extra_processor` hold the keys that nothing here reads; writing keeps them.
+    """
+
+    image_size: int
+    min_size: int = 14
+    image_mean: tuple[float, float, float] | None = CLIP_MEAN
+    image_std: tuple[float, float, float] | None = CLIP_STD
+    rescale_factor: float = 1 / 255
+    do_normalize: bool = True
+    num_image_tokens: int = 576
+    image_tag: str = "<image_placeholder>"
+    image_start_tag: str = "<begin_of_image>"
+    image_end_tag: str = "<end_of_image>"
+    image_generation_tag: str | None = None
+    sft_format: str = "deepseek"
+    extra_image: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    extra_processor: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """The 8-bit colour of the margins, from the mean: the original ignores the file's own value."""
+        red, green, blue = self.image_mean or (0.5, 0.5, 0.5)
+        return int(red * 255), int(green * 255), int(blue * 255)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpecialTokens:
+    """Names of special tokens; None where no file states it (`additional`: no special_tokens_map.json)."""
+
+    bos: str | None
+    eos: str | None
+    pad: str | None
+    additional: tuple[str, ...] | None
+
+
+def read_side_files(folder: str | PathLike[str]) -> dict[str, bytes]:
+    """The contents of the side files in a folder. Raises FileNotFoundError where the folder is absent."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds a checkpoint's files")
+    return {
+        name: (Path(folder) / name).read_bytes() for name in SIDE_FILES if (Path(folder) / name).is_file()
+    }
+
+
+def read_processor_config(source: Source, *, where: str | None = None) -> ProcessorConfig:
+    """Read `preprocessor_config.json` and `processor_config.json` of either layout.
+
+    Raises FileNotFoundError where a folder has neither, ValueError for what cannot be honoured.
+    """
+    files, where = _files(source, where)
+    processor = JsonFile(files, "processor_config.json", where=where)
+    image = JsonFile(files, "preprocessor_config.json", where=where)
+    if not processor.present and not image.present:
+        raise FileNotFoundError(
+            f"{where} holds neither preprocessor_config.json nor processor_config.json: add them"
+        )
+    if "image_processor" in processor.values:
+        image = processor.section("image_processor")
+    _check_image_switches(image)
+    mean, std = image.channels("image_mean", CLIP_MEAN), image.channels("image_std", CLIP_STD)
+    normalize = image.flag("do_normalize", True)
+    if std and 0 in std:
+        raise image.wrong("image_std", list(std), "numbers other than 0 are needed")
+    if normalize and (mean is None or std is None):
+        name = "image_mean" if mean is None else "image_std"
+        raise image.wrong(name, None, "three numbers are needed while do_normalize is true")
+    if processor.flag("add_special_token", False):
+        raise processor.wrong("add_special_token", True, "only false is supported, as in the released files")
+    start, end = "<begin_of_image>", "<end_of_image>"
+    tags = _transformers_tags(files, where)
+    return ProcessorConfig(
+        image_size=_image_size(image),
+        min_size=image.count("min_size", 14),
+        image_mean=mean,
+        image_std=std,
+        rescale_factor=image.number("rescale_factor", 1 / 255),
+        do_normalize=normalize,
+        num_image_tokens=processor.count("num_image_tokens", 576),
+        image_tag=processor.text("image_tag") or tags.get("image_token") or "<image_placeholder>",
+        image_start_tag=processor.text("image_start_tag") or tags.get("boi_token") or start,
+        image_end_tag=processor.text("image_end_tag") or tags.get("eoi_token") or end,
+        image_generation_tag=processor.text("image_gen_tag"),
+        sft_format=processor.text("sft_format") or "deepseek",
+        extra_image={key: value for key, value in image.values.items() if key not in IMAGE_KEYS},
+        extra_processor={key: value for key, value in processor.values.items() if key not in PROCESSOR_KEYS},
+    )
+
+
+def read_special_tokens(source: Source, *, where: str | None = None) -> SpecialTokens:
+    """BOS, EOS, PAD as named in special_tokens_map.json, else tokenizer_config.json; the declared others."""
+    files, where = _files(source, where)
+    declared = JsonFile(files, "special_tokens_map.json", where=where)
+    config = JsonFile(files, "tokenizer_config.json", where=where)
+    bos, eos, pad = (declared.text(f"{n}_token") or config.text(f"{n}_token") for n in ("bos", "eos", "pad"))
+    additional = None
+    if declared.present:
+        entries = declared.values.get("additional_special_tokens") or []
+        additional = _token_names(declared, "additional_special_tokens", entries)
+    return SpecialTokens(bos=bos, eos=eos, pad=pad, additional=additional)
+
+
+def read_added_tokens(source: Source, *, where: str | None = None) -> dict[str, int]:
+    """Tokens and ids beside a vocabulary: added_tokens.json, and tokenizer_config's added_tokens_decoder."""
+    files, where = _files(source, where)
+    listed = JsonFile(files, "added_tokens.json", where=where)
+    config = JsonFile(files, "tokenizer_config.json", where=where)
+    added: dict[str, int] = {}
+    for token in listed.values:
+        added[token] = listed.count(token, 0)
+    if "added_tokens_decoder" in config.values:
+        decoder = config.section("added_tokens_decoder")
+        for index in decoder.values:
+            token_name = decoder.text(index)
+            if not index.isdecimal() or token_name is None:
+                raise decoder.wrong(index, decoder.values[index], "an id with a token's content is needed")
+            added[token_name] = int(index)
+    return added
+
+
+def read_window(source: Source, *, where: str | None = None) -> int | None:
+    """The most tokens that the model was made for (tokenizer_config's model_max_length), or None."""
+    files, where = _files(source, where)
+    config = JsonFile(files, "tokenizer_config.json", where=where)
+    value = config.values.get("model_max_length")
+    # transformers writes 10^30 for "no limit", as a float or an int.
+    if value is None or (isinstance(value, (int, float)) and value >= 10**12):
+        return None
+    return config.count("model_max_length", 0)
+
+
+def read_generation_defaults(source: Source | bytes) -> dict[str, float]:
+    """`guidance` and `temperature` where a generation_config.json (in a folder, or its bytes) states them."""
+    if isinstance(source, bytes):
+        source = {"generation_config.json": source}
+    files, where = _files(source, None)
+    config = JsonFile(files, "generation_config.json", where=where)
+    names = {"guidance": "guidance_scale", "temperature": "temperature"}
+    return {name: config.number(key, 0) for name, key in names.items() if config.values.get(key) is not None}
+
+
+def _files(source: Source, where: str | None) -> tuple[Mapping[str, bytes], str]:
+    if isinstance(source, Mapping):
+        return source, where or "the checkpoint"
+    return read_side_files(source), where or str(source)
+
+
+def _check_image_switches(image: JsonFile) -> None:
+    """transformers can switch steps off; the model has only seen pictures that went through all of them."""
+    for key in ("do_resize", "do_rescale", "do_pad"):
+        if image.values.get(key) is not None and not image.flag(key, True):
+            raise image.wrong(key, False, "only true is supported")
+    if image.values.get("resample", BICUBIC) not in (BICUBIC, None):
+        raise image.wrong("resample", image.values["resample"], f"only {BICUBIC} (bicubic) is supported")
+
+
+def _image_size(image: JsonFile) -> int:
+    if "size" not in image.values or "image_size" in image.values:
+        if "image_size" not in image.values:
+            raise image.wrong("image_size", None, "a positive whole number is needed")
+        return image.count("image_size", 0)
+    if not isinstance(image.values["size"], dict):
+        return image.count("size", 0)
+    size = image.section("size")
+    height, width = (size.count(key, 0) for key in ("height", "width"))
+    if height != width:
+        raise image.wrong("size", size.values, "height and width must be equal")
+    return height
+
+
+def _transformers_tags(files: Mapping[str, bytes], where: str) -> dict[str, str]:
+    """image_token, boi_token and eoi_token as transformers' tokenizers write them, at one of three places."""
+    config = JsonFile(files, "tokenizer_config.json", where=where)
+    places = [config]
+    for key in ("extra_special_tokens", "model_specific_special_tokens"):
+        if isinstance(config.values.get(key), dict):
+            places.append(config.section(key))
+    names = ("image_token", "boi_token", "eoi_token")
+    return {name: text for place in places for name in names if (text := place.text(name))}
+
+
+def _token_names(file: JsonFile, key: str, entries: object) -> tuple[str, ...]:
+    if not isinstance(entries, (list, tuple)):
+        raise file.wrong(key, entries, "a list is needed")
+    names: list[str] = []
+    for entry in entries:
+        name = entry.get("content") if isinstance(entry, dict) else entry
+        if not isinstance(name, str):
+            raise file.wrong(key, entry, "strings or objects with content are needed")
+        names.append(name)
+    return tuple(names)

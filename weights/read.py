@@ -1,0 +1,158 @@
+"""Files of weights: which a folder holds, what is in them, and their tensors one window at a time.
+
+safetensors, or PyTorch's zip files through `torch.load(weights_only=True, mmap=True)`: no code in a file is
+ever run. Tensors come as views of the mapped file, so that nothing is in memory before it is touched.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a file, unread."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None  # None: not a floating-point number of 16 to 64 bits
+
+    @property
+    def bytes(self) -> int:
+        return torch.Size(self.shape).numel() * (self.dtype.itemsize if self.dtype else 1)
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files of weights in a checkpoint folder: safetensors if there are any, else PyTorch's.
+
+    Raises FileNotFoundError if there are none or an index names absent ones, ValueError for an index that is
+    broken or points outside the folder.
+    """
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        index = folder / f"{stem}.{suffix}.index.json"
+        if index.is_file():
+            return [folder / name for name in _indexed_files(index)]
+        if (folder / f"{stem}.{suffix}").is_file():
+            return [folder / f"{stem}.{suffix}"]
+        loose = sorted(folder.glob(f"{stem}*.{suffix}"))
+        if loose:
+            return loose
+    raise FileNotFoundError(f"{folder} holds no weights: neither model*.safetensors nor pytorch_model*.bin")
+
+
+def _indexed_files(index: Path) -> list[str]:
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(weight_map.values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{index} is not an index of weights ({error!r}): fetch it again") from error
+    for name in names:
+        if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+            raise ValueError(f"{index} points outside its folder, to {name!r}: such a file is never opened")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise FileNotFoundError(
+            f"{index.parent} lacks {len(missing)} of the {len(names)} files that {index.name} names: "
+            f"{', '.join(missing[:10])}; fetch them again"
+        )
+    if not names:
+        raise ValueError(f"{index} names no files: fetch it again")
+    return names
+
+
+def contents(files: Sequence[Path]) -> dict[str, Stored]:
+    """What the files hold together, by name. ValueError for a broken file or a name that two files hold."""
+    found: dict[str, Stored] = {}
+    for file in files:
+        for name, stored in _describe(file).items():
+            if name in found:
+                raise ValueError(
+                    f"{name} is in {found[name].file} and in {file.name}: keep one checkpoint a folder"
+                )
+            found[name] = stored
+    return found
+
+
+def _describe(file: Path) -> dict[str, Stored]:
+    if file.suffix == ".safetensors":
+        with _open_safetensors(file) as handle:
+            slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
+            return {
+                name: Stored(file, tuple(entry.get_shape()), FLOATS.get(entry.get_dtype()))
+                for name, entry in slices.items()
+            }
+    return {
+        name: Stored(file, tuple(tensor.shape), tensor.dtype if tensor.dtype in FLOATS.values() else None)
+        for name, tensor in _load_pickle(file).items()
+    }
+
+
+@contextmanager
+def _open_safetensors(file: Path) -> Iterator[safe_open]:
+    try:
+        with safe_open(file, framework="pt", device="cpu") as handle:
+            yield handle
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file} is not a whole safetensors file ({error}): fetch it again") from error
+
+
+def _load_pickle(file: Path) -> dict[str, Tensor]:
+    """The tensors of a `.bin`, mapped.
+
+    Anything but a plain dict of names and dense tensors raises ValueError.
+    """
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # the unpickler of a damaged file may raise anything
+        reason = str(error).strip().split("\n")[0].split(". ")[0]
+        raise ValueError(
+            f"{file} is not a plain file of weights, or not a whole one ({type(error).__name__}: {reason}); "
+            "no code in it was run: fetch it again, or convert it to safetensors where you trust it"
+        ) from error
+    if not isinstance(loaded, dict):
+        raise ValueError(f"{file} holds a {type(loaded).__name__}, not a dict of tensors by name")
+    for name, value in loaded.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor) or not _is_dense(value):
+            raise ValueError(f"{file}: {name!r} is a {type(value).__name__}, not a dense tensor under a name")
+    return loaded
+
+
+def _is_dense(tensor: Tensor) -> bool:
+    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+
+
+def read(file: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
+    """The named tensors of a file, in that order, as views of its mapping.
+
+    Closing happens when the last view is gone.
+    """
+    if file.suffix == ".safetensors":
+        with _open_safetensors(file) as handle:
+            for name in names:
+                yield name, handle.get_tensor(name)
+    else:
+        loaded = _load_pickle(file)
+        for name in names:
+            yield name, loaded[name]
+
+
+def windows(stored: dict[str, Stored], names: Sequence[str], limit: int) -> Iterator[tuple[Path, list[str]]]:
+    """The names file by file, in runs of at most `limit` bytes (or one tensor), to be read one by one."""
+    for file in sorted({stored[name].file for name in names}):
+        run: list[str] = []
+        size = 0
+        for name in (name for name in names if stored[name].file == file):
+            if run and size + stored[name].bytes > limit:
+                yield file, run
+                run, size = [], 0
+            run.append(name)
+            size += stored[name].bytes
+        yield file, run

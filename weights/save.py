@@ -1,0 +1,130 @@
+"""From a model to a checkpoint folder that either layout's own readers open."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from janus.models.janus import Janus
+from janus.weights.config_files import format_config
+from janus.weights.load import parameter_names
+from janus.weights.names import LAYOUTS, Layout, sources
+from janus.weights.processor_files import convert_side_files, image_token_id
+
+# Every name that saving gives to a file of weights: others in the folder are not ours to remove.
+WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")
+UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def save(
+    model: Janus, path: str | Path, *, layout: Layout = "deepseek", max_shard_size: int | str | None = None
+) -> None:
+    """Write the model's weights at their own dtype, its config, and the tokenizer's and processor's files.
+
+    `max_shard_size`, bytes or like "2GB", splits the weights into several files with an index. Files are
+    written beside their final names and moved there when all weights are whole. ValueError for a layout or
+    size that is none.
+    """
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} is unknown: name one of {', '.join(LAYOUTS)}")
+    limit = None if max_shard_size is None else _parse_size(max_shard_size)
+    side_files = convert_side_files(model.files, layout)
+    config = format_config(
+        model.config,
+        layout,
+        dtype=str(model.dtype).removeprefix("torch."),
+        image_token_id=image_token_id(model.files),
+    )
+    folder = Path(path).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder to save into")
+    folder.mkdir(parents=True, exist_ok=True)
+    written = _write_weights(named_tensors(model, layout), folder, limit)
+    for stale in {file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)} - written:
+        stale.unlink()
+    for name, content in {**side_files, "config.json": _json_bytes(config)}.items():
+        _replace(folder / name, content)
+
+
+def named_tensors(model: Janus, layout: Layout) -> dict[str, Tensor]:
+    """The model's tensors under the layout's names; views where the layout splits what is one tensor here."""
+    state = model.state_dict()
+    named: dict[str, Tensor] = {}
+    for name, source in sources(parameter_names(model), layout).items():
+        tensor = state[name][0] if source.squeeze else state[name]
+        named.update(zip(source.names, tensor.chunk(len(source.names)), strict=True))
+    return named
+
+
+def _parse_size(size: int | str) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", str(size).strip().upper())
+    if found is None or float(found.group(1)) <= 0:
+        raise ValueError(
+            f"max_shard_size {size!r} is not a size: name bytes, or a string like '2GB' or '500MB'"
+        )
+    return int(float(found.group(1)) * UNITS[found.group(2) or ""])
+
+
+def _shards(named: Mapping[str, Tensor], limit: int | None) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    size = 0
+    for name, tensor in named.items():
+        if limit is not None and shards[-1] and size + tensor.nbytes > limit:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    return shards
+
+
+def _write_weights(named: Mapping[str, Tensor], folder: Path, limit: int | None) -> set[Path]:
+    shards = _shards(named, limit)
+    weight_map: dict[str, str] = {}
+    partial: dict[Path, Path] = {}
+    try:
+        for number, shard in enumerate(shards, start=1):
+            file = (
+                "model.safetensors"
+                if len(shards) == 1
+                else f"model-{number:05}-of-{len(shards):05}.safetensors"
+            )
+            weight_map.update(dict.fromkeys(shard, file))
+            temporary = partial[folder / file] = folder / f".{file}.partial"
+            temporary.touch()
+            mode = temporary.stat().st_mode  # as the umask has it; safetensors would shut out all but the owner
+            save_file(
+                {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()},
+                temporary,
+                metadata={"format": "pt"},
+            )
+            temporary.chmod(mode)
+        # All shards are whole before the first takes its place: no failure mixes two checkpoints.
+        for final, temporary in partial.items():
+            os.replace(temporary, final)
+    finally:
+        for temporary in partial.values():
+            temporary.unlink(missing_ok=True)
+    written = set(partial)
+    if len(shards) > 1:
+        index = folder / "model.safetensors.index.json"
+        total = sum(tensor.nbytes for tensor in named.values())
+        _replace(index, _json_bytes({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        written.add(index)
+    return written
+
+
+def _json_bytes(values: object) -> bytes:
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _replace(file: Path, content: bytes) -> None:
+    temporary = file.with_name(f".{file.name}.partial")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
