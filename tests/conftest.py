@@ -1,0 +1,29 @@
+"""What every test may ask for: the small checkpoints under `tests/data`, and the full oracle where it is at hand."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The test data that travels with the repository."""
+    return REPOSITORY / "tests" / "data"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with the full oracle, beside the repository; a test that needs it is skipped where it is absent."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is absent: the full oracle is not part of the repository")
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """One thread: the tests' tensors are small, and a test process runs on each core."""
+    torch.set_num_threads(1)
