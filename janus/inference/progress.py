@@ -1,0 +1,30 @@
+"""How long work is shown: a bar with a rate where somebody sees it, a caller's function, or nothing."""
+
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+Report = Callable[[int, int], None]
+
+
+class Progress:
+    """Counts to `total`. `show`: None for a bar on terminals, True, False, or a function (done, total)."""
+
+    def __init__(self, total: int, unit: str, show: bool | Report | None) -> None:
+        self.total = total
+        self.done = 0
+        self.report = show if callable(show) else None
+        hidden = show if show is None else callable(show) or not show
+        self.bar = tqdm(total=total, unit=unit, disable=hidden, leave=False, smoothing=0.1)
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        self.done += count
+        self.bar.update(count)
+        if self.report:
+            self.report(self.done, self.total)

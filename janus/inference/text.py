@@ -1,0 +1,168 @@
+"""Answering: tokens one after another from a prompt's embeddings, and the memory of a conversation.
+
+B rows, S positions, D width, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from janus.inference.cache import StaticCache
+from janus.inference.sampling import Sampling, choose, exponential_noise
+from janus.models.janus import Janus
+
+Noise = Callable[[int], Tensor]
+GREEDY = Sampling(temperature=0)
+
+
+@dataclass(frozen=True)
+class TextStep:
+    """What one step gave: tokens (B,), the end token in ended rows; logits (B, V); ended (B,) bool."""
+
+    tokens: Tensor
+    logits: Tensor
+    ended: Tensor
+
+
+def check_window(model: Janus, prompt: int, new: int) -> None:
+    """Raise ValueError where a prompt of so many tokens and so many new ones exceed the context window."""
+    window = model.config.language.window
+    if prompt + new > window:
+        remedy = (
+            f"ask for {window - prompt} or fewer"
+            if prompt < window
+            else "shorten the conversation or show fewer pictures"
+        )
+        raise ValueError(
+            f"{prompt} tokens of prompt and {new} new ones are {prompt + new}, over the context window of "
+            f"{window}: {remedy}"
+        )
+
+
+def generate(
+    model: Janus,
+    embeds: Tensor,
+    attention_mask: Tensor | None = None,
+    *,
+    end_id: int,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    seeds: Sequence[int] | None = None,
+    noise: Noise | None = None,
+    cache: StaticCache | None = None,
+) -> Iterator[TextStep]:
+    """Continue prompts (B, S, D), left-padded by their mask, until all chose `end_id` or the count is full.
+
+    Row b is sampled with the noise of seed `seeds[b]`, so that its answer does not depend on the rows beside
+    it; `noise`, from the number of the step to (B, V) exponential noise, replaces it. A given `cache` holds
+    what came before `embeds`. The arguments are checked at once, the work is done as the steps are asked for.
+    """
+    rows, length, _ = embeds.shape
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    past = 0 if cache is None else cache.length
+    check_window(model, past + length, max_new_tokens)
+    if cache is None:
+        # The last token is chosen, never fed.
+        capacity = length + max_new_tokens - 1
+        cache = StaticCache(model.config.language, rows, capacity, device=embeds.device, dtype=embeds.dtype)
+    if noise is None and not sampling.greedy:
+        if seeds is None or len(seeds) != rows:
+            raise ValueError(
+                f"sampling {rows} rows needs {rows} seeds, not {seeds if seeds is None else len(seeds)}"
+            )
+        noise = _seeded_noise(seeds, model.config.language.vocabulary, embeds.device)
+    return _steps(model, embeds, attention_mask, end_id, max_new_tokens, sampling, noise, cache)
+
+
+def _seeded_noise(seeds: Sequence[int], vocabulary: int, device: torch.device) -> Noise:
+    return lambda step: exponential_noise(seeds, [0] * len(seeds), step, vocabulary, device)
+
+
+@torch.no_grad()
+def _steps(
+    model: Janus,
+    embeds: Tensor,
+    mask: Tensor | None,
+    end_id: int,
+    max_new_tokens: int,
+    sampling: Sampling,
+    noise: Noise | None,
+    cache: StaticCache,
+) -> Iterator[TextStep]:
+    hidden = model.hidden_states(embeds, mask, cache)[:, -1]
+    ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
+    for step in range(max_new_tokens):
+        logits = model.text_logits(hidden).float()
+        tokens = choose(logits, sampling, noise(step) if noise else None).masked_fill(ended, end_id)
+        ended = ended | (tokens == end_id)
+        yield TextStep(tokens, logits, ended)
+        if step + 1 == max_new_tokens or bool(ended.all()):
+            return
+        hidden = model.hidden_states(model.language.embed(tokens)[:, None], None, cache)[:, -1]
+
+
+class Memory:
+    """One conversation's cache, so that a next turn computes only what is new in it.
+
+    What the cache holds is `ids` and the pictures among them; a prompt shares it up to the first token or
+    picture that differs, wherever that is, and so may just as well be another conversation.
+    """
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.pixels: Tensor | None = None
+        self.cache: StaticCache | None = None
+
+    def shared(self, ids: Sequence[int], pixels: Tensor, starts: Sequence[int], tokens: int) -> int:
+        """How many leading positions of a prompt are in the cache already; never the last, which must be run.
+
+        Pictures (N, 3, H, W) of `tokens` positions each begin at `starts`. A picture counts whole or not at
+        all.
+        """
+        if self.cache is None or self.pixels is None:
+            return 0
+        common = min(len(ids) - 1, self.cache.length)
+        same = next(
+            (at for at, pair in enumerate(zip(ids, self.ids, strict=False)) if pair[0] != pair[1]), common
+        )
+        count = min(common, same, len(self.ids))
+        for number, start in enumerate(starts):
+            known = number < len(self.pixels) and torch.equal(self.pixels[number], pixels[number])
+            if start < count and (not known or start + tokens > count):
+                return start
+        return count
+
+    @torch.no_grad()
+    def resume(
+        self, model: Janus, ids: Tensor, pixels: Tensor, image_mask: Tensor, room: int
+    ) -> tuple[Tensor, StaticCache]:
+        """-> embeddings (1, S', D) of what is new in a prompt (1, S), and a cache that ends where they begin.
+
+        The cache has room for them and for `room` more.
+        """
+        sequence = ids[0].tolist()
+        tokens = model.config.vision.tokens
+        starts = image_mask[0].nonzero().flatten().tolist()[::tokens]
+        count = self.shared(sequence, pixels, starts, tokens)
+        capacity = len(sequence) + room
+        if self.cache is None or self.cache.capacity < capacity:
+            old = self.cache
+            self.cache = StaticCache(
+                model.config.language, 1, capacity, device=model.device, dtype=model.dtype
+            )
+            if old is not None:
+                self.cache.keys[:, :, :, :count] = old.keys[:, :, :, :count]
+                self.cache.values[:, :, :, :count] = old.values[:, :, :, :count]
+                self.cache.length = count
+        self.cache.truncate(count)
+        self.ids, self.pixels = sequence, pixels
+        new_pictures = pixels[sum(start < count for start in starts) :]
+        return model.embed(ids[:, count:], new_pictures, image_mask[:, count:]), self.cache
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        """Note the tokens that were generated after the prompt; the cache holds all of them but the last."""
+        assert self.cache is not None
+        self.ids = [*self.ids, *tokens][: self.cache.length]
