@@ -1,0 +1,300 @@
+"""The command line: `janus COMMAND`.
+
+Heavy imports wait until a command runs, so that help and doctor always work.
+"""
+
+import argparse
+import sys
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+DESCRIPTION = "Ask about pictures and draw them with Janus, Janus-Pro and their like."
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="janus", description=DESCRIPTION)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=summary,
+            epilog=f"example:\n  {example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.set_defaults(run=run)
+        return command
+
+    ask = add(
+        "ask",
+        _ask,
+        "Answer one question about no, one or many pictures.",
+        'janus ask "What is in the picture?" --image cat.png -m deepseek-ai/Janus-Pro-1B',
+    )
+    ask.add_argument("question")
+    _add_answer_options(ask)
+    _add_model_options(ask)
+
+    chat = add(
+        "chat",
+        _chat,
+        "Talk, a line at a time; an empty line or the end of the input ends it.",
+        "janus chat --image cat.png -m deepseek-ai/Janus-Pro-1B",
+    )
+    _add_answer_options(chat)
+    _add_model_options(chat)
+
+    draw = add(
+        "draw",
+        _draw,
+        "Draw pictures of a prompt and write them as PNG files.",
+        'janus draw "a red circle left of a blue square" -n 4 --seed 7 -m deepseek-ai/Janus-Pro-1B',
+    )
+    draw.add_argument("prompt", nargs="+", help="one or several prompts, each in quotes")
+    draw.add_argument(
+        "-o", "--output", type=Path, default=Path("picture.png"), help="several get -1, -2, … (%(default)s)"
+    )
+    draw.add_argument("-n", type=int, default=1, help="pictures of each prompt (%(default)s)")
+    draw.add_argument(
+        "--seed", type=int, help="the same seed draws the same pictures; without it a new one is named"
+    )
+    draw.add_argument(
+        "--guidance", type=float, help="strength of the prompt; 1 is none (the checkpoint's own, else 5)"
+    )
+    draw.add_argument("--temperature", type=float, help="0 is greedy (the checkpoint's own, else 1)")
+    draw.add_argument("--top-k", type=int, help="sample from the k likeliest codes only")
+    draw.add_argument("--top-p", type=float, help="sample from the likeliest codes of this weight only")
+    draw.add_argument(
+        "--batch-size", type=int, help="pictures drawn at once (what memory allows, at most 16)"
+    )
+    draw.add_argument(
+        "--prefix", type=Path, help="a picture of the model's own size to continue; with --rows"
+    )
+    draw.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
+    _add_model_options(draw)
+
+    reconstruct = add(
+        "reconstruct",
+        _reconstruct,
+        "Send a picture through the picture tokenizer and back.",
+        "janus reconstruct cat.png -o again.png -m deepseek-ai/Janus-Pro-1B",
+    )
+    reconstruct.add_argument("image", type=Path)
+    reconstruct.add_argument(
+        "-o", "--output", type=Path, default=Path("reconstruction.png"), help="(%(default)s)"
+    )
+    _add_model_options(reconstruct)
+
+    info = add(
+        "info",
+        _info,
+        "Show a checkpoint's config, parameters by part and memory, without loading it.",
+        "janus info -m deepseek-ai/Janus-Pro-7B --pictures 4",
+    )
+    _add_checkpoint_options(info)
+    info.add_argument(
+        "--pictures", type=int, default=1, help="pictures drawn at once, for the estimate (%(default)s)"
+    )
+    info.add_argument("--prompt-tokens", type=int, default=64, help="for the estimate (%(default)s)")
+    info.add_argument("--answer-tokens", type=int, default=512, help="for the estimate (%(default)s)")
+    info.add_argument("--check", action="store_true", help="read every weight and report NaN and infinity")
+    info.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+
+    convert = add(
+        "convert",
+        _convert,
+        "Rewrite a checkpoint in the released layout or in that of transformers.",
+        "janus convert deepseek-ai/Janus-Pro-1B ./janus-pro-1b --layout transformers",
+    )
+    convert.add_argument("source", help="hub id or folder")
+    convert.add_argument("destination", type=Path, help="a folder that is new or empty")
+    convert.add_argument("--layout", choices=("deepseek", "transformers"), required=True)
+    convert.add_argument("--dtype", help="bfloat16, float16 or float32 (as stored)")
+    convert.add_argument("--max-shard-size", help="split the weights into files of at most so much, like 5GB")
+
+    doctor = add(
+        "doctor", _doctor, "Check this installation: torch, GPU, triton, cache, memory.", "janus doctor"
+    )
+    doctor.add_argument("--json", type=Path, metavar="FILE", help="write the findings there too")
+    return parser
+
+
+def _add_checkpoint_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("-m", "--model", help="hub id or folder of a checkpoint")
+    command.add_argument("--revision", help="branch, tag or commit on the hub")
+
+
+def _add_model_options(command: argparse.ArgumentParser) -> None:
+    _add_checkpoint_options(command)
+    command.add_argument("--device", help="cpu, cuda, cuda:1, mps (the best there is)")
+    command.add_argument(
+        "--dtype", help="bfloat16, float16 or float32 (the weights' own, where computed well)"
+    )
+    command.add_argument(
+        "--corrected-pictures",
+        action="store_true",
+        help="turn pictures upright, scale 16 bits, lay transparency on the background: not as the original",
+    )
+
+
+def _add_answer_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "-i", "--image", action="append", default=[], help="a picture; may be given several times"
+    )
+    command.add_argument("--system", help='system prompt (the family\'s own; "" for none)')
+    command.add_argument("--max-new-tokens", type=int, default=512, help="(%(default)s)")
+    command.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (%(default)s)")
+    command.add_argument("--top-p", type=float, default=1.0, help="(%(default)s)")
+    command.add_argument("--seed", type=int, help="for temperatures above 0")
+
+
+def _load(options: argparse.Namespace, *pictures: str | Path) -> Any:
+    """The pipeline; a picture that is not there is told before the model is loaded."""
+    import janus
+
+    for picture in pictures:
+        if not Path(picture).is_file():
+            raise FileNotFoundError(f"{picture} is not a file: give the path of a picture")
+    return janus.load(
+        options.model,
+        device=options.device,
+        dtype=options.dtype,
+        revision=options.revision,
+        corrected_pictures=options.corrected_pictures,
+    )
+
+
+def _answer_options(options: argparse.Namespace) -> dict[str, Any]:
+    names = ("system", "max_new_tokens", "temperature", "top_p", "seed")
+    return {name: getattr(options, name) for name in names}
+
+
+def _print_stream(pieces: Iterable[str]) -> str:
+    """Show an answer as it comes; -> all of it. The space that most answers begin with is not shown."""
+    answer = ""
+    for piece in pieces:
+        shown = piece if answer.strip() else (answer + piece).lstrip()
+        answer += piece
+        print(shown, end="", flush=True)
+    print()
+    return answer
+
+
+def _ask(options: argparse.Namespace) -> int:
+    pipe = _load(options, *options.image)
+    _print_stream(pipe.ask(options.question, options.image, stream=True, **_answer_options(options)))
+    return 0
+
+
+def _chat(options: argparse.Namespace) -> int:
+    pipe = _load(options, *options.image)
+    messages: list[dict[str, Any]] = []
+    pictures = [{"type": "image", "image": image} for image in options.image]
+    while True:
+        try:
+            line = input("> " if sys.stdin.isatty() else "").strip()
+        except EOFError:
+            return 0
+        if not line:
+            return 0
+        content = [*pictures, {"type": "text", "text": line}]
+        pictures = []
+        messages.append({"role": "user", "content": content})
+        answer = _print_stream(pipe.chat(messages, stream=True, **_answer_options(options)))
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _draw(options: argparse.Namespace) -> int:
+    import torch
+    from PIL.PngImagePlugin import PngInfo
+
+    if options.output.suffix.lower() != ".png":
+        raise ValueError(f"{options.output} must end in .png")
+    pipe = _load(options, *([options.prefix] if options.prefix else []))
+    seed = int(torch.seed() % 2**32) if options.seed is None else options.seed
+    names = ("n", "guidance", "temperature", "top_k", "top_p", "batch_size", "prefix", "rows")
+    pictures = pipe.draw(options.prompt, seed=seed, **{name: getattr(options, name) for name in names})
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    for index, picture in enumerate(pictures):
+        file = options.output
+        if len(pictures) > 1:
+            file = file.with_stem(f"{file.stem}-{index + 1}")
+        note = PngInfo()
+        note.add_itxt("prompt", options.prompt[index // options.n])
+        note.add_text("seed", f"{seed}, picture {index % options.n}")
+        picture.save(file, pnginfo=note)
+        print(f"{file} (seed {seed}, picture {index % options.n})")
+    return 0
+
+
+def _reconstruct(options: argparse.Namespace) -> int:
+    picture = _load(options, options.image).reconstruct(options.image)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(options.output)
+    print(options.output)
+    return 0
+
+
+def _info(options: argparse.Namespace) -> int:
+    from janus.apps import info
+
+    if options.model is None:
+        raise ValueError("name a checkpoint with -m: a hub id or a folder")
+    return info.run(
+        options.model,
+        revision=options.revision,
+        pictures=options.pictures,
+        prompt=options.prompt_tokens,
+        answer=options.answer_tokens,
+        check=options.check,
+        json_path=options.json,
+    )
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from janus.weights.load import inspect, load
+
+    destination = options.destination
+    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+        raise ValueError(f"{destination} is not empty: name a folder that is new or empty")
+    checkpoint = inspect(options.source)
+    # As stored, not as this machine computes best: converting must not change a number.
+    model = load(checkpoint.folder, device="cpu", dtype=options.dtype or checkpoint.dtype)
+    model.save_pretrained(destination, layout=options.layout, max_shard_size=options.max_shard_size)
+    print(destination)
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from janus.apps import doctor
+
+    return doctor.run(options.json)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; -> its exit status. What a user can cause is one line on stderr and status 2."""
+    options = build_parser().parse_args(arguments)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda text, *_: print(f"janus: warning: {text}", file=sys.stderr)
+            return options.run(options)
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+    except KeyboardInterrupt:
+        return 130
+    except RuntimeError as error:
+        # torch's own class for this exists only once torch has been imported.
+        if type(error).__name__ != "OutOfMemoryError":
+            raise
+        reason = str(error).split(". ")[0]
+        message = f"{reason}: draw fewer pictures at once with --batch-size, or take a smaller model"
+    print(f"janus: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

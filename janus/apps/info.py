@@ -1,0 +1,129 @@
+"""`janus info`: what a checkpoint is, what it takes, and whether its numbers are numbers.
+
+No weight is read but to check.
+"""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from janus.config import JanusConfig
+from janus.inference.cache import bytes_per_position
+from janus.weights.config_files import read_config
+from janus.weights.hub import find
+from janus.weights.load import WINDOW, empty_model, inspect, parameter_names
+from janus.weights.read import read, windows
+
+DTYPES = (torch.float32, torch.bfloat16)
+GIB = 1 << 30
+
+
+def parameters_by_part(config: JanusConfig) -> dict[str, int]:
+    """How many numbers each part of the model holds, and all of them as "total"."""
+    model = empty_model(config)
+    state = model.state_dict()
+    counts: dict[str, int] = {}
+    for name in parameter_names(model):
+        part = name.split(".")[0]
+        counts[part] = counts.get(part, 0) + state[name].numel()
+    return {**counts, "total": sum(counts.values())}
+
+
+def estimate(
+    config: JanusConfig, dtype: torch.dtype, *, pictures: int, prompt: int, answer: int
+) -> dict[str, int]:
+    """Bytes of the weights, of the caches of guided pictures drawn at once, and of the cache of one answer.
+
+    The working memory of the layers comes on top.
+    """
+    each = bytes_per_position(config.language, dtype)
+    return {
+        "weights": parameters_by_part(config)["total"] * dtype.itemsize,
+        "picture_caches": 2 * pictures * (prompt + config.picture_tokens) * each,
+        "answer_cache": (prompt + config.vision.tokens + answer) * each,
+    }
+
+
+def not_finite(path: str | Path, *, revision: str | None = None) -> dict[str, int]:
+    """The tensors of a checkpoint that hold NaN or infinity, by their names in its files, with how many."""
+    checkpoint = inspect(path, revision=revision)
+    names = [name for source in checkpoint.plan.values() for name in source.names]
+    found = {}
+    for file, run in windows(checkpoint.stored, names, WINDOW):
+        for name, tensor in read(file, run):
+            bad = tensor.numel() - int(torch.isfinite(tensor).sum())
+            if bad:
+                found[name] = bad
+    return found
+
+
+def describe(
+    path: str | Path, *, revision: str | None, pictures: int, prompt: int, answer: int
+) -> dict[str, Any]:
+    """All that `janus info` tells, as plain values. Needs the small files only."""
+    config, layout = read_config(find(path, weights=False, revision=revision))
+    architecture = asdict(config)
+    architecture.pop("extra")
+    return {
+        "model": str(path),
+        "layout": layout,
+        "config": architecture,
+        "parameters": parameters_by_part(config),
+        "use": {"pictures": pictures, "prompt_tokens": prompt, "answer_tokens": answer},
+        "memory": {
+            str(dtype).removeprefix("torch."): estimate(
+                config, dtype, pictures=pictures, prompt=prompt, answer=answer
+            )
+            for dtype in DTYPES
+        },
+    }
+
+
+def report(facts: dict[str, Any]) -> str:
+    """The facts of `describe` as text."""
+    lines = [f"{facts['model']} ({facts['layout']} layout, {facts['config']['dtype']})", "", "config"]
+    for part, values in facts["config"].items():
+        shown = values
+        if isinstance(values, dict):
+            shown = ", ".join(f"{key} {value}" for key, value in values.items())
+        lines.append(f"  {part:<18}{shown}")
+    lines += ["", "parameters"]
+    lines += [f"  {part:<18}{count:>16,}" for part, count in facts["parameters"].items()]
+    use = facts["use"]
+    lines += [
+        "",
+        f"memory: {use['pictures']} guided pictures at once, an answer of {use['answer_tokens']} tokens, "
+        f"prompts of {use['prompt_tokens']}; what the layers work in comes on top",
+    ]
+    for dtype, parts in facts["memory"].items():
+        shown = ", ".join(f"{part.replace('_', ' ')} {size / GIB:.2f} GiB" for part, size in parts.items())
+        lines.append(f"  {dtype:<18}{shown}; together {sum(parts.values()) / GIB:.2f} GiB")
+    return "\n".join(lines)
+
+
+def run(
+    path: str | Path,
+    *,
+    revision: str | None = None,
+    pictures: int = 1,
+    prompt: int = 64,
+    answer: int = 512,
+    check: bool = False,
+    json_path: Path | None = None,
+) -> int:
+    """Print the report and write it to `json_path`; with `check` 1 where a weight is not finite, else 0."""
+    facts = describe(path, revision=revision, pictures=pictures, prompt=prompt, answer=answer)
+    print(report(facts))
+    if check:
+        facts["not_finite"] = not_finite(path, revision=revision)
+        print("\ncheck")
+        for name, count in facts["not_finite"].items():
+            print(f"  {name} holds {count:,} numbers that are NaN or infinite")
+        damaged = "the checkpoint is damaged: fetch it again"
+        print(f"  {damaged if facts['not_finite'] else 'every weight is a finite number'}")
+    if json_path is not None:
+        json_path.write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return 1 if facts.get("not_finite") else 0

@@ -1,0 +1,208 @@
+"""The command line as a user meets it: what it prints, what it writes, and how it fails."""
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import janus
+from janus.apps import cli, info
+from janus.weights.load import inspect
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+COMMANDS = ("ask", "chat", "draw", "reconstruct", "info", "convert", "doctor")
+
+
+@pytest.fixture
+def checkpoint(data: Path) -> str:
+    return str(data / "januspro" / "checkpoint")
+
+
+@pytest.fixture
+def photograph(data: Path) -> str:
+    return str(data / "photographs" / "chelsea.png")
+
+
+def test_ask_prints_what_the_pipeline_answers(
+    checkpoint: str, photograph: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["ask", "What is it?", "-i", photograph, "-m", checkpoint, "--dtype", "float32"]
+    assert cli.main([*arguments, "--max-new-tokens", "8"]) == 0
+    answer = janus.load(checkpoint, dtype="float32").ask("What is it?", photograph, max_new_tokens=8)
+    assert capsys.readouterr().out == answer.lstrip() + "\n"
+
+
+def test_chat_answers_each_line_in_turn(
+    checkpoint: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hi\nAnd now?\n\nnever read\n"))
+    assert cli.main(["chat", "-m", checkpoint, "--dtype", "float32", "--max-new-tokens", "5"]) == 0
+    pipe = janus.load(checkpoint, dtype="float32")
+    messages = [{"role": "user", "content": "Hi"}]
+    first = pipe.chat(messages, max_new_tokens=5)
+    messages += [{"role": "assistant", "content": first}, {"role": "user", "content": "And now?"}]
+    second = pipe.chat(messages, max_new_tokens=5)
+    assert capsys.readouterr().out == f"{first.lstrip()}\n{second.lstrip()}\n"
+
+
+def test_draw_writes_the_pipelines_pictures_with_their_prompt_and_seed(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "new" / "cat.png"
+    arguments = ["draw", "a cat", "a dog", "-n", "2", "--seed", "3", "-o", str(output), "-m", checkpoint]
+    assert cli.main([*arguments, "--dtype", "float32"]) == 0
+    pictures = janus.load(checkpoint, dtype="float32").draw(["a cat", "a dog"], n=2, seed=3)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    for number, picture in enumerate(pictures, start=1):
+        with Image.open(output.with_stem(f"cat-{number}")) as written:
+            assert written.tobytes() == picture.tobytes()
+            assert written.info["prompt"] == ("a cat", "a dog")[(number - 1) // 2]
+            assert written.info["seed"].startswith("3,")
+
+
+def test_draw_without_a_seed_names_the_one_it_took(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "a.png"
+    common = ["draw", "a cat", "-m", checkpoint, "--dtype", "float32"]
+    assert cli.main([*common, "-o", str(output)]) == 0
+    seed = capsys.readouterr().out.split("seed ")[1].split(",")[0]
+    assert cli.main([*common, "-o", str(tmp_path / "b.png"), "--seed", seed]) == 0
+    assert Image.open(output).tobytes() == Image.open(tmp_path / "b.png").tobytes()
+
+
+def test_reconstruct_writes_a_picture_of_the_models_size(
+    checkpoint: str, photograph: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "again.png"
+    arguments = ["reconstruct", photograph, "-o", str(output), "-m", checkpoint, "--dtype", "float32"]
+    assert cli.main(arguments) == 0
+    expected = janus.load(checkpoint, dtype="float32").reconstruct(photograph)
+    assert expected.size == (64, 64)
+    assert Image.open(output).tobytes() == expected.tobytes()
+
+
+def test_info_counts_what_the_model_holds(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "info.json"
+    assert cli.main(["info", "-m", checkpoint, "--pictures", "3", "--json", str(file)]) == 0
+    facts = json.loads(file.read_text())
+    model = janus.Janus.from_pretrained(checkpoint, dtype="float32")
+    assert facts["parameters"]["total"] == sum(parameter.numel() for parameter in model.parameters())
+    assert facts["parameters"]["vq"] == sum(parameter.numel() for parameter in model.vq.parameters())
+    assert facts["memory"]["float32"]["weights"] == sum(parameter.nbytes for parameter in model.parameters())
+    # Two rows for each of three pictures, 64 + 64 positions, keys and values of 3 layers of 4 heads of 16
+    # numbers.
+    assert facts["memory"]["bfloat16"]["picture_caches"] == 3 * 2 * 128 * 2 * 3 * 4 * 16 * 2
+    assert f"{facts['parameters']['total']:,}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")], ids=["nan", "infinity"])
+def test_info_check_names_weights_that_are_no_numbers(
+    value: float, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["info", "-m", checkpoint, "--check"]) == 0
+    assert "every weight is a finite number" in capsys.readouterr().out
+    model = janus.Janus.from_pretrained(checkpoint, dtype="float32")
+    with torch.no_grad():
+        model.language.layers[1].mlp.up_proj.weight[0, :2] = value
+    model.save_pretrained(tmp_path / "damaged")
+    assert cli.main(["info", "-m", str(tmp_path / "damaged"), "--check"]) == 1
+    assert "language_model.model.layers.1.mlp.up_proj.weight holds 2 numbers" in capsys.readouterr().out
+    assert info.not_finite(tmp_path / "damaged") == {"language_model.model.layers.1.mlp.up_proj.weight": 2}
+
+
+@pytest.mark.parametrize("dtype", [None, "float32"])
+def test_convert_there_and_back(
+    dtype: str | None, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there, back = str(tmp_path / "there"), str(tmp_path / "back")
+    options = ["--dtype", dtype] if dtype else []
+    assert cli.main(["convert", checkpoint, there, "--layout", "transformers", *options]) == 0
+    assert "janus: warning: transformers' own Janus cannot load this model" in capsys.readouterr().err
+    assert cli.main(["convert", there, back, "--layout", "deepseek", "--max-shard-size", "1MB"]) == 0
+    original = janus.Janus.from_pretrained(checkpoint, dtype=dtype or "bfloat16").state_dict()
+    returned = janus.Janus.from_pretrained(back, dtype=dtype or "bfloat16").state_dict()
+    assert all(torch.equal(tensor, returned[name]) for name, tensor in original.items())
+    # Without --dtype the stored precision stays, whatever this machine computes best.
+    stored = inspect(back).dtype
+    assert stored == (torch.float32 if dtype else torch.bfloat16)
+
+
+def test_convert_writes_into_new_or_empty_folders_only(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "kept.txt").write_text("mine")
+    assert cli.main(["convert", checkpoint, str(tmp_path), "--layout", "deepseek"]) == 2
+    assert "is not empty" in capsys.readouterr().err
+    assert [file.name for file in tmp_path.iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "Hi"], "no checkpoint ships with this version"),
+        (["ask", "Hi", "-m", "./nowhere"], "nowhere"),
+        (["ask", "Hi", "-i", "absent.png", "-m", "{checkpoint}"], "absent.png is not a file"),
+        (
+            ["ask", "Hi", "-m", "{checkpoint}", "--temperature", "-1"],
+            "temperature must be 0 (greedy) or more",
+        ),
+        (["ask", "Hi", "-m", "{checkpoint}", "--dtype", "int7"], "dtype 'int7' is not supported"),
+        (["ask", "Hi", "-m", "{checkpoint}", "--device", "cuda:99"], "device 'cuda:99' is not available"),
+        (["ask", "Hi", "-m", "{checkpoint}", "--max-new-tokens", "5000"], "over the context window of 1024"),
+        (["draw", "a cat", "-m", "{checkpoint}", "-n", "0"], "n must be at least 1"),
+        (["draw", "a cat", "-m", "{checkpoint}", "-o", "cat.jpg"], "cat.jpg must end in .png"),
+        (["draw", "a cat", "-m", "{checkpoint}", "--rows", "2"], "prefix and rows go together"),
+        (["info"], "name a checkpoint with -m"),
+    ],
+    ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_line_and_status_2(
+    arguments: list[str], message: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([argument.format(checkpoint=checkpoint) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.startswith("janus: error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    import shlex
+
+    with pytest.raises(SystemExit) as stop:
+        cli.main([command, "--help"])
+    assert stop.value.code == 0
+    example = capsys.readouterr().out.split("example:\n")[1].strip()
+    words = shlex.split(example)
+    assert words[:2] == ["janus", command]
+    cli.build_parser().parse_args(words[1:])
+
+
+def test_help_and_doctor_need_no_torch() -> None:
+    """Where torch is broken, the command that says so must start."""
+    blocked = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from janus.apps.cli import main\n"
+        "status = main(['doctor'])\n"
+        "sys.exit(0 if status == 1 else 5)"
+    )
+    run = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, cwd=REPOSITORY)
+    assert run.returncode == 0, run.stderr
+    assert "cannot be imported" in run.stdout
+
+
+def test_no_bar_where_output_is_not_a_terminal(
+    checkpoint: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["draw", "a cat", "-m", checkpoint, "-o", str(tmp_path / "cat.png")]) == 0
+    assert capfd.readouterr().err == ""
