@@ -1,0 +1,63 @@
+"""Write a full-size checkpoint with random weights, for measurements where the released one is not at hand.
+
+    python benchmarks/make_checkpoint.py Janus-Pro-1B FOLDER [--layout deepseek|transformers] [--seed 0]
+
+The layout is exactly the released one; the tokenizer is the small stand-in of
+`tests/data/januspro/checkpoint`, with the processor's settings raised to the model's size.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+
+from janus.config import PRESETS
+from janus.models.janus import Janus
+from janus.weights.load import empty_model
+from janus.weights.processor_files import read_side_files
+
+STAND_IN = Path(__file__).resolve().parents[1] / "tests" / "data" / "januspro" / "checkpoint"
+
+
+@torch.no_grad()
+def random_model(preset: str, seed: int) -> Janus:
+    """A model of a preset's size in bfloat16 whose activations stay in a sane range:
+
+    N(0, 1/fan_in), norms near 1.
+    """
+    model = empty_model(PRESETS[preset]).to(torch.bfloat16).to_empty(device="cpu").eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim == 1:
+            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.normal_(centre, 0.1, generator=generator)
+        else:
+            table = "embed" in name or name == "vq.codebook"
+            fan_in = 1 if table else parameter[0].numel()
+            parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+    side_files = read_side_files(STAND_IN)
+    for name, changes in (
+        ("preprocessor_config.json", {"image_size": model.config.vision.image_size}),
+        ("processor_config.json", {"num_image_tokens": model.config.vision.tokens}),
+    ):
+        side_files[name] = json.dumps({**json.loads(side_files[name]), **changes}, indent=2).encode()
+    model.files = side_files
+    return model
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--layout", choices=("deepseek", "transformers"), default="deepseek")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    random_model(options.preset, options.seed).save_pretrained(options.folder, layout=options.layout)
+    print(options.folder)
+
+
+if __name__ == "__main__":
+    main()
