@@ -1,4 +1,4 @@
-"""This library against transformers' Janus on one full-size checkpoint, in float32: how far their numbers are apart.
+"""This library against transformers' Janus on one full-size checkpoint, in float32: how far they are apart.
 
     python benchmarks/make_checkpoint.py Janus-Pro-1B ours
     janus convert ours theirs --layout transformers
@@ -90,9 +90,7 @@ def main() -> None:
     for name, their in theirs(options.theirs, mine).items():
         if name == "picture codes":
             same = int((mine[name] == their).sum())
-            print(
-                f"{name:<16} {same} of {their.numel()} equal, {len(their.unique())} different codes in the picture"
-            )
+            print(f"{name:<16} {same} of {their.numel()} equal; {len(their.unique())} codes occur")
         else:
             print(f"{name:<16} {((mine[name] - their).abs().max() / their.abs().max()).item():.1e}")
 

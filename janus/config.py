@@ -9,6 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 AdapterKind = Literal["identity", "linear", "mlp_gelu"]
+MOST_LAYERS = (
+    1000  # far above any model, and low enough that a damaged file cannot fill the memory with modules
+)
 
 
 def _require_positive(owner: object, *names: str) -> None:
@@ -16,6 +19,8 @@ def _require_positive(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         if value <= 0:
             raise ValueError(f"{type(owner).__name__}.{name} must be positive, not {value}")
+        if name in ("layers", "depth", "residual_blocks") and value > MOST_LAYERS:
+            raise ValueError(f"{type(owner).__name__}.{name} must be at most {MOST_LAYERS}, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)

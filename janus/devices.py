@@ -14,10 +14,13 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         chosen = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(
-            f"device {device!r} is unknown: name one like 'cpu', 'cuda', 'cuda:1' or 'mps'"
-        ) from error
+        if chosen.type not in ("cpu", "cuda", "mps"):
+            torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, TypeError) as error:
+        remedy = "name one like 'cpu', 'cuda', 'cuda:1' or 'mps'"
+        raise ValueError(f"device {device!r} is unknown or not available here: {remedy}") from error
+    if chosen.type == "meta":
+        raise ValueError("device 'meta' holds no numbers: weights cannot be loaded to it")
     if chosen.type == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
         raise ValueError(
             f"device {device!r} is not available: torch {torch.__version__} sees "

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from janus.checks import require_whole
 from janus.config import JanusConfig
 from janus.inference.draw import Picture, decode_codes, draw_codes
 from janus.inference.progress import Progress, Report
@@ -157,8 +158,8 @@ class Pipeline:
         terminal, True, False, or a function (done, total). `preview` gets the pictures of the batch so far
         after every `preview_every` rows of codes; the rest is grey.
         """
-        if n < 1:
-            raise ValueError(f"n must be at least 1, not {n}")
+        require_whole("n", n, least=1)
+        require_whole("preview_every", preview_every, least=1)
         self._check_size(size)
         defaults = read_generation_defaults(self.processor.files)
         guidance = defaults.get("guidance", GUIDANCE) if guidance is None else guidance
@@ -166,7 +167,7 @@ class Pipeline:
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         start = self._start(prefix, rows)
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        seed = _any_seed() if seed is None else seed
+        seed = _chosen_seed(seed)
         pictures = [
             Picture(prompt=ids, seed=seed, number=number, start=start)
             for ids in [tuple(self.processor.draw_prompt(each)) for each in prompts]
@@ -204,9 +205,9 @@ class Pipeline:
         return self.model.vq.encode(to_signed_pixels(square)[None].to(self.model.device))
 
     def _read(self, messages: Sequence[Any], system: str | None, max_new_tokens: int) -> Batch:
-        batch = self.processor(messages, system=system)
-        check_window(self.model, batch.input_ids.shape[1], max_new_tokens)
-        return batch.to(self.model.device)
+        require_whole("max_new_tokens", max_new_tokens, least=1)
+        check = partial(check_window, self.model, new=max_new_tokens)
+        return self.processor(messages, system=system, check_length=check).to(self.model.device)
 
     def _answer(
         self,
@@ -228,7 +229,7 @@ class Pipeline:
             end_id=self.processor.tokenizer.eos_id,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            seeds=[_any_seed() if seed is None else seed],
+            seeds=[_chosen_seed(seed)],
             cache=cache,
         )
         pieces = self._stream(steps, memory, keep)
@@ -262,7 +263,7 @@ class Pipeline:
             end_id=self.processor.tokenizer.eos_id,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            seeds=[_any_seed() if seed is None else seed] * rows,
+            seeds=[_chosen_seed(seed)] * rows,
         )
         tokens = torch.stack([step.tokens for step in steps], dim=1).tolist()
         return [self.processor.tokenizer.decode(row) for row in tokens]
@@ -281,6 +282,7 @@ class Pipeline:
         if prefix is None or rows is None:
             raise ValueError("prefix and rows go together: a picture, and how many rows of its codes to keep")
         grid, size = self.config.grid, self.config.picture_size
+        require_whole("rows", rows)
         if not 1 <= rows < grid:
             raise ValueError(
                 f"rows must be from 1 to {grid - 1}, not {rows}: the picture has {grid} rows of codes"
@@ -310,9 +312,12 @@ def _as_list(images: Any) -> list[Any]:
     return list(images) if isinstance(images, list | tuple) else [images]
 
 
-def _any_seed() -> int:
-    """A seed from torch's default generator, so that `torch.manual_seed` governs calls that name none."""
-    return int(torch.randint(2**62, ()))
+def _chosen_seed(seed: int | None) -> int:
+    """The seed named, else one from torch's default generator, so that `torch.manual_seed` governs."""
+    if seed is None:
+        return int(torch.randint(2**62, ()))
+    require_whole("seed", seed)
+    return seed
 
 
 def _check_turn(conversation: Any) -> None:

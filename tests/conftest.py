@@ -1,4 +1,4 @@
-"""What every test may ask for: the small checkpoints under `tests/data`, and the full oracle where it is at hand."""
+"""What every test may ask for: the data that travels with the repository, and the full oracle if at hand."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ def data() -> Path:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder with the full oracle, beside the repository; a test that needs it is skipped where it is absent."""
+    """The folder with the full oracle, beside the repository; tests that need it are skipped without it."""
     folder = REPOSITORY.parent / "shared"
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: the full oracle is not part of the repository")

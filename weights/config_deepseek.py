@@ -3,13 +3,13 @@
 from typing import Any
 
 from janus.config import SIGLIP_PRESETS, AdapterConfig, JanusConfig, VisionConfig, VQConfig
-from janus.weights.config_section import (
-    Section,
+from janus.weights.config_language import (
     format_language,
     parse_adapter_kind,
     parse_dtype,
     parse_language,
 )
+from janus.weights.json_object import JsonObject
 
 # What the original's VQ-16 is built with, whatever its config says; the keys are this library's extension.
 RELEASED_VQ: dict[str, Any] = {
@@ -28,7 +28,7 @@ CLASSES = {
 }
 
 
-def parse(top: Section) -> JanusConfig:
+def parse(top: JsonObject) -> JanusConfig:
     """The architecture that the top object states; ValueError for what cannot be honoured."""
     sections = {part: top.section(f"{part}_config") for part in CLASSES}
     for part, cls in CLASSES.items():
@@ -39,15 +39,13 @@ def parse(top: Section) -> JanusConfig:
     language_section = top.section("language_config")
     if not language_section.values:
         raise ValueError("language_config is missing")
-    tied = language_section.values.get("tie_word_embeddings", False)
-    language_section.require("tie_word_embeddings", False, True, absent=False)
-    language = parse_language(language_section, tied=bool(tied))
+    language = parse_language(language_section, tied=language_section.flag("tie_word_embeddings", False))
 
     vision = params["vision"]
     vision.require("model_name", *SIGLIP_PRESETS)
     vision.require("pixel_mean", None)
     vision.require("pixel_std", None)
-    preset = SIGLIP_PRESETS[vision.text("model_name", "")]
+    preset = SIGLIP_PRESETS[vision.values["model_name"]]
     codes = params["gen_vision"].whole("image_token_size", 16384)
     head = params["gen_head"]
     if head.whole("image_token_size", codes) != codes:
@@ -66,15 +64,16 @@ def parse(top: Section) -> JanusConfig:
 
     width = vision.whole("width", preset["width"])
     code_width = params["gen_vision"].whole("n_embed", 8)
+    # An absent image_size or select_layer means what it means to the original's CLIPVisionTower: 336 and -2.
     return JanusConfig(
         vision=VisionConfig(
-            image_size=vision.whole("image_size", preset["image_size"]),
+            image_size=vision.whole("image_size", 336),
             patch_size=vision.whole("patch_size", preset["patch_size"]),
             width=width,
             layers=vision.whole("layers", preset["layers"]),
             heads=vision.whole("heads", preset["heads"]),
             mlp_ratio=vision.number("mlp_ratio", preset["mlp_ratio"]),
-            select_layer=vision.whole("select_layer", -1),
+            select_layer=vision.whole("select_layer", -2),
             norm_eps=1e-6,
         ),
         vision_adapter=adapter("aligner", width),
@@ -124,9 +123,9 @@ def format(config: JanusConfig, dtype: str) -> dict[str, Any]:
         "heads": vision.heads,
         "mlp_ratio": vision.mlp_ratio,
     }
+    source = config.extra.get("deepseek", {})
     before = {
-        part: config.extra.get("deepseek", {}).get(part, {}).get("params") or {}
-        for part in ("vision_config", "gen_vision_config")
+        part: (source.get(part) or {}).get("params") or {} for part in ("vision_config", "gen_vision_config")
     }
     name = before["vision_config"].get("model_name", "siglip_large_patch16_384")
     vq_sizes = {
@@ -141,10 +140,17 @@ def format(config: JanusConfig, dtype: str) -> dict[str, Any]:
         """The released files do not state these sizes: only what their absence does not say is written."""
         return {key: value for key, value in written.items() if value != implied[key] or key in before[part]}
 
+    # Transformers 5 may have written these a second time, under names that take precedence.
+    again = {"dtype": dtype, "rope_parameters": {"rope_theta": config.language.rope_theta}}
+    language_again = {
+        key: value for key, value in again.items() if key in (source.get("language_config") or {})
+    }
+
     return {
         "model_type": "multi_modality",
         "architectures": ["MultiModalityCausalLM"],
         "torch_dtype": dtype,
+        **({"dtype": dtype} if "dtype" in source else {}),
         "vision_config": {
             "cls": "CLIPVisionTower",
             "model_type": "vision",
@@ -168,5 +174,5 @@ def format(config: JanusConfig, dtype: str) -> dict[str, Any]:
         },
         "gen_aligner_config": adapter("gen_aligner", config.code_adapter),
         "gen_head_config": {"cls": "vision_head", "model_type": "gen_head", "params": head},
-        "language_config": {**format_language(config.language), "torch_dtype": dtype},
+        "language_config": {**format_language(config.language), "torch_dtype": dtype, **language_again},
     }

@@ -5,14 +5,13 @@ honoured raises with its key; keys that say nothing to this library are kept and
 dialect.
 """
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from janus.config import JanusConfig
 from janus.weights import config_deepseek, config_transformers
-from janus.weights.config_section import Section
+from janus.weights.json_object import JsonObject, parse_object
 from janus.weights.names import Layout
 
 MODEL_TYPES: dict[str, Layout] = {"multi_modality": "deepseek", "janus": "transformers"}
@@ -31,12 +30,7 @@ def read_config(folder: Path) -> tuple[JanusConfig, Layout]:
         raise FileNotFoundError(f"{folder} has no config.json: it is not a checkpoint folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:  # ValueError also for a number of thousands of digits
-        raise ValueError(f"{path} is not valid JSON ({error}): fetch it again") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} must hold a JSON object, not {type(values).__name__}")
+    values = parse_object(text, str(path))
     try:
         return parse_config(values)
     except ValueError as error:
@@ -45,8 +39,8 @@ def read_config(folder: Path) -> tuple[JanusConfig, Layout]:
 
 def parse_config(values: Mapping[str, Any]) -> tuple[JanusConfig, Layout]:
     """As `read_config`, of the JSON object itself."""
-    top = Section(values, "")
-    layout = MODEL_TYPES.get(top.text("model_type", "nothing"))
+    top = JsonObject(values)
+    layout = MODEL_TYPES.get(top.text("model_type") or "")
     if layout is None:
         raise top.fail("model_type", f"not a Janus checkpoint; supported: {', '.join(MODEL_TYPES)}")
     if layout == "transformers":

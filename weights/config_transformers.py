@@ -5,16 +5,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from janus.config import AdapterConfig, JanusConfig, VisionConfig, VQConfig
-from janus.weights.config_section import (
-    Section,
+from janus.weights.config_language import (
     format_language,
     parse_adapter_kind,
     parse_dtype,
     parse_language,
 )
+from janus.weights.json_object import JsonObject
 
 
-def parse(top: Section) -> JanusConfig:
+def parse(top: JsonObject) -> JanusConfig:
     """The architecture that the top object states; ValueError for what cannot be honoured."""
     vision, vq, text = (top.section(f"{part}_config") for part in ("vision", "vq", "text"))
     for section in (vision, vq):
@@ -25,8 +25,7 @@ def parse(top: Section) -> JanusConfig:
     vq.require("double_latent", False, absent=False)
     vq.require("in_channels", 3, absent=3)
     vq.require("out_channels", 3, absent=3)
-    top.require("tie_word_embeddings", True, False, absent=True)
-    language = parse_language(text, tied=bool(top.values.get("tie_word_embeddings", True)))
+    language = parse_language(text, tied=top.flag("tie_word_embeddings", True))
     width = vision.whole("hidden_size", 1024)
     code_width = vq.whole("embed_dim", 8)
     multipliers = vq.wholes("channel_multiplier", (1, 1, 2, 2, 4))
@@ -87,7 +86,7 @@ def format(config: JanusConfig, dtype: str, image_token_id: int | None) -> dict[
     if obstacles:
         warnings.warn(
             f"transformers' own Janus cannot load this model ({'; '.join(obstacles)}); this library can",
-            stacklevel=2,
+            stacklevel=5,  # the caller of save_pretrained
         )
     vision, vq = config.vision, config.vq
     before = {

@@ -22,27 +22,8 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm, validate_repo_id
 
-SIDE_FILES = (
-    "config.json",
-    "generation_config.json",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-)
-
-# Where a repository holds several representations of its weights, the first of these wins.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "diffusion_pytorch_model.safetensors",
-    "*.safetensors",
-    "pytorch_model.bin",
-)
+from janus.weights.processor_config import SIDE_FILES
+from janus.weights.read import choose_weights
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 
@@ -92,7 +73,9 @@ def needed(names: Iterable[str], *, weights: bool = True) -> list[str]:
     """The files among `names` that loading takes: the side files and, if `weights`, one representation of the
     weights with its index. Subfolders (original releases, onnx, pictures) never count."""
     top = {name for name in names if "/" not in name}
-    return [name for name in SIDE_FILES if name in top] + (_weight_files(top) if weights else [])
+    return [name for name in ("config.json", *SIDE_FILES) if name in top] + (
+        choose_weights(top) if weights else []
+    )
 
 
 def missing(folder: Path, *, weights: bool = True) -> list[str]:
@@ -103,7 +86,7 @@ def missing(folder: Path, *, weights: bool = True) -> list[str]:
     if not weights:
         return [] if needed(names, weights=False) else ["config.json"]
     lacking = [] if "config.json" in names else ["config.json"]
-    files = _weight_files(names)
+    files = choose_weights(names)
     if not files:
         return [*lacking, "the weights"]
     shards: set[str] = set()
@@ -117,23 +100,6 @@ def missing(folder: Path, *, weights: bool = True) -> list[str]:
             stem, _, count, suffix = match.groups()
             shards.update(f"{stem}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1))
     return lacking + sorted(shards - names)
-
-
-def _weight_files(names: set[str]) -> list[str]:
-    for single in WEIGHT_FILES:
-        if single.startswith("*"):
-            suffixes = (single[1:], f"{single[1:]}.index.json")
-            files = sorted(name for name in names if name.endswith(suffixes))
-        elif single in names:
-            files = [single]
-        else:
-            stem, suffix = single.rsplit(".", 1)
-            shards = re.compile(rf"{stem}-\d{{5}}-of-\d{{5}}\.{suffix}")
-            index = f"{single}.index.json"
-            files = sorted(name for name in names if name == index or shards.fullmatch(name))
-        if files:
-            return files
-    return []
 
 
 def _local_folder(source: str | Path) -> Path | None:

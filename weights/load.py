@@ -81,9 +81,16 @@ def inspect(path: str | Path, *, revision: str | None = None, token: str | None 
 
 
 def empty_model(config: JanusConfig) -> Janus:
-    """The model of a config on the meta device: shapes, and no memory."""
-    with torch.device("meta"):
-        return Janus(config)
+    """The model of a config on the meta device: shapes, and no memory.
+
+    ValueError where no tensor can be so large.
+    """
+    try:
+        with torch.device("meta"):
+            return Janus(config)
+    except (RuntimeError, TypeError, OverflowError) as error:
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"the config asks for tensors of a size that torch cannot hold: {reason}") from error
 
 
 def parameter_names(model: Janus) -> list[str]:

@@ -10,7 +10,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from janus.weights.json_file import JsonFile
+from janus.weights.json_object import JsonObject, parse_object
 
 SIDE_FILES = (
     "tokenizer.json",
@@ -119,38 +119,37 @@ def read_processor_config(source: Source, *, where: str | None = None) -> Proces
     Raises FileNotFoundError where a folder has neither, ValueError for what cannot be honoured.
     """
     files, where = _files(source, where)
-    processor = JsonFile(files, "processor_config.json", where=where)
-    image = JsonFile(files, "preprocessor_config.json", where=where)
-    if not processor.present and not image.present:
+    processor = read_object(files, "processor_config.json", where)
+    image = read_object(files, "preprocessor_config.json", where)
+    if "processor_config.json" not in files and "preprocessor_config.json" not in files:
         raise FileNotFoundError(
             f"{where} holds neither preprocessor_config.json nor processor_config.json: add them"
         )
-    if "image_processor" in processor.values:
+    if processor.stated("image_processor"):
         image = processor.section("image_processor")
     _check_image_switches(image)
     mean, std = image.channels("image_mean", CLIP_MEAN), image.channels("image_std", CLIP_STD)
     normalize = image.flag("do_normalize", True)
     if std and 0 in std:
-        raise image.wrong("image_std", list(std), "numbers other than 0 are needed")
+        raise image.fail("image_std", "must not hold 0")
     if normalize and (mean is None or std is None):
         name = "image_mean" if mean is None else "image_std"
-        raise image.wrong(name, None, "three numbers are needed while do_normalize is true")
-    if processor.flag("add_special_token", False):
-        raise processor.wrong("add_special_token", True, "only false is supported, as in the released files")
+        raise image.fail(name, "must be three numbers while do_normalize is true")
+    processor.require("add_special_token", False, absent=False)
     start, end = "<begin_of_image>", "<end_of_image>"
     tags = _transformers_tags(files, where)
     return ProcessorConfig(
         image_size=_image_size(image),
-        min_size=image.count("min_size", 14),
+        min_size=image.whole("min_size", 14, least=1),
         image_mean=mean,
         image_std=std,
         rescale_factor=image.number("rescale_factor", 1 / 255),
         do_normalize=normalize,
-        num_image_tokens=processor.count("num_image_tokens", 576),
-        image_tag=processor.text("image_tag") or tags.get("image_token") or "<image_placeholder>",
-        image_start_tag=processor.text("image_start_tag") or tags.get("boi_token") or start,
-        image_end_tag=processor.text("image_end_tag") or tags.get("eoi_token") or end,
-        image_generation_tag=processor.text("image_gen_tag"),
+        num_image_tokens=processor.whole("num_image_tokens", 576, least=1),
+        image_tag=processor.token("image_tag") or tags.get("image_token") or "<image_placeholder>",
+        image_start_tag=processor.token("image_start_tag") or tags.get("boi_token") or start,
+        image_end_tag=processor.token("image_end_tag") or tags.get("eoi_token") or end,
+        image_generation_tag=processor.token("image_gen_tag"),
         sft_format=processor.text("sft_format") or "deepseek",
         extra_image={key: value for key, value in image.values.items() if key not in IMAGE_KEYS},
         extra_processor={key: value for key, value in processor.values.items() if key not in PROCESSOR_KEYS},
@@ -160,30 +159,31 @@ def read_processor_config(source: Source, *, where: str | None = None) -> Proces
 def read_special_tokens(source: Source, *, where: str | None = None) -> SpecialTokens:
     """BOS, EOS, PAD as named in special_tokens_map.json, else tokenizer_config.json; the declared others."""
     files, where = _files(source, where)
-    declared = JsonFile(files, "special_tokens_map.json", where=where)
-    config = JsonFile(files, "tokenizer_config.json", where=where)
-    bos, eos, pad = (declared.text(f"{n}_token") or config.text(f"{n}_token") for n in ("bos", "eos", "pad"))
+    declared = read_object(files, "special_tokens_map.json", where)
+    config = read_object(files, "tokenizer_config.json", where)
+    bos, eos, pad = (
+        declared.token(f"{n}_token") or config.token(f"{n}_token") for n in ("bos", "eos", "pad")
+    )
     additional = None
-    if declared.present:
-        entries = declared.values.get("additional_special_tokens") or []
-        additional = _token_names(declared, "additional_special_tokens", entries)
+    if "special_tokens_map.json" in files:
+        additional = _token_names(declared, "additional_special_tokens")
     return SpecialTokens(bos=bos, eos=eos, pad=pad, additional=additional)
 
 
 def read_added_tokens(source: Source, *, where: str | None = None) -> dict[str, int]:
     """Tokens and ids beside a vocabulary: added_tokens.json, and tokenizer_config's added_tokens_decoder."""
     files, where = _files(source, where)
-    listed = JsonFile(files, "added_tokens.json", where=where)
-    config = JsonFile(files, "tokenizer_config.json", where=where)
+    listed = read_object(files, "added_tokens.json", where)
+    config = read_object(files, "tokenizer_config.json", where)
     added: dict[str, int] = {}
     for token in listed.values:
-        added[token] = listed.count(token, 0)
+        added[token] = listed.whole(token, 0, least=1)
     if "added_tokens_decoder" in config.values:
         decoder = config.section("added_tokens_decoder")
         for index in decoder.values:
-            token_name = decoder.text(index)
+            token_name = decoder.token(index)
             if not index.isdecimal() or token_name is None:
-                raise decoder.wrong(index, decoder.values[index], "an id with a token's content is needed")
+                raise decoder.fail(index, "must be a token's content under its id")
             added[token_name] = int(index)
     return added
 
@@ -191,12 +191,12 @@ def read_added_tokens(source: Source, *, where: str | None = None) -> dict[str, 
 def read_window(source: Source, *, where: str | None = None) -> int | None:
     """The most tokens that the model was made for (tokenizer_config's model_max_length), or None."""
     files, where = _files(source, where)
-    config = JsonFile(files, "tokenizer_config.json", where=where)
+    config = read_object(files, "tokenizer_config.json", where)
     value = config.values.get("model_max_length")
     # transformers writes 10^30 for "no limit", as a float or an int.
     if value is None or (isinstance(value, (int, float)) and value >= 10**12):
         return None
-    return config.count("model_max_length", 0)
+    return config.whole("model_max_length", 0, least=1)
 
 
 def read_generation_defaults(source: Source | bytes) -> dict[str, float]:
@@ -204,9 +204,15 @@ def read_generation_defaults(source: Source | bytes) -> dict[str, float]:
     if isinstance(source, bytes):
         source = {"generation_config.json": source}
     files, where = _files(source, None)
-    config = JsonFile(files, "generation_config.json", where=where)
+    config = read_object(files, "generation_config.json", where)
     names = {"guidance": "guidance_scale", "temperature": "temperature"}
-    return {name: config.number(key, 0) for name, key in names.items() if config.values.get(key) is not None}
+    return {name: config.number(key, 0) for name, key in names.items() if config.stated(key)}
+
+
+def read_object(files: Mapping[str, bytes], name: str, where: str = "the checkpoint") -> JsonObject:
+    """One of the files as a JSON object; an empty one where it is absent."""
+    path = f"{where}/{name}"
+    return JsonObject(parse_object(files[name], path) if name in files else {}, f"{path}: ")
 
 
 def _files(source: Source, where: str | None) -> tuple[Mapping[str, bytes], str]:
@@ -215,47 +221,44 @@ def _files(source: Source, where: str | None) -> tuple[Mapping[str, bytes], str]
     return read_side_files(source), where or str(source)
 
 
-def _check_image_switches(image: JsonFile) -> None:
+def _check_image_switches(image: JsonObject) -> None:
     """transformers can switch steps off; the model has only seen pictures that went through all of them."""
     for key in ("do_resize", "do_rescale", "do_pad"):
-        if image.values.get(key) is not None and not image.flag(key, True):
-            raise image.wrong(key, False, "only true is supported")
-    if image.values.get("resample", BICUBIC) not in (BICUBIC, None):
-        raise image.wrong("resample", image.values["resample"], f"only {BICUBIC} (bicubic) is supported")
+        image.require(key, True, absent=True)
+    image.require("resample", BICUBIC, absent=BICUBIC)
 
 
-def _image_size(image: JsonFile) -> int:
+def _image_size(image: JsonObject) -> int:
     if "size" not in image.values or "image_size" in image.values:
-        if "image_size" not in image.values:
-            raise image.wrong("image_size", None, "a positive whole number is needed")
-        return image.count("image_size", 0)
+        return image.whole("image_size", 0, least=1)
     if not isinstance(image.values["size"], dict):
-        return image.count("size", 0)
+        return image.whole("size", 0, least=1)
     size = image.section("size")
-    height, width = (size.count(key, 0) for key in ("height", "width"))
+    height, width = (size.whole(key, 0, least=1) for key in ("height", "width"))
     if height != width:
-        raise image.wrong("size", size.values, "height and width must be equal")
+        raise image.fail("size", "height and width must be equal")
     return height
 
 
 def _transformers_tags(files: Mapping[str, bytes], where: str) -> dict[str, str]:
     """image_token, boi_token and eoi_token as transformers' tokenizers write them, at one of three places."""
-    config = JsonFile(files, "tokenizer_config.json", where=where)
+    config = read_object(files, "tokenizer_config.json", where)
     places = [config]
     for key in ("extra_special_tokens", "model_specific_special_tokens"):
         if isinstance(config.values.get(key), dict):
             places.append(config.section(key))
     names = ("image_token", "boi_token", "eoi_token")
-    return {name: text for place in places for name in names if (text := place.text(name))}
+    return {name: text for place in places for name in names if (text := place.token(name))}
 
 
-def _token_names(file: JsonFile, key: str, entries: object) -> tuple[str, ...]:
-    if not isinstance(entries, (list, tuple)):
-        raise file.wrong(key, entries, "a list is needed")
+def _token_names(file: JsonObject, key: str) -> tuple[str, ...]:
+    entries = file.values.get(key) or []
+    if not isinstance(entries, list):
+        raise file.fail(key, "must be a list")
     names: list[str] = []
     for entry in entries:
         name = entry.get("content") if isinstance(entry, dict) else entry
         if not isinstance(name, str):
-            raise file.wrong(key, entry, "strings or objects with content are needed")
+            raise file.fail(key, "must hold strings, or objects with content")
         names.append(name)
     return tuple(names)

@@ -4,7 +4,6 @@ import json
 from collections.abc import Container, Mapping
 from typing import Any, Literal
 
-from janus.weights.json_file import JsonFile
 from janus.weights.processor_config import (
     BICUBIC,
     SIDE_FILES,
@@ -12,6 +11,7 @@ from janus.weights.processor_config import (
     SpecialTokens,
     read_added_tokens,
     read_generation_defaults,
+    read_object,
     read_processor_config,
     read_side_files,
     read_special_tokens,
@@ -79,8 +79,8 @@ CHAT_TEMPLATE = """\
 
 def side_layout(files: Mapping[str, bytes], *, where: str = "the checkpoint") -> Layout:
     """Which layout the processor's files have."""
-    processor = JsonFile(files, "processor_config.json", where=where).values
-    image = JsonFile(files, "preprocessor_config.json", where=where).values
+    processor = read_object(files, "processor_config.json", where).values
+    image = read_object(files, "preprocessor_config.json", where).values
     ported = processor.get("processor_class") == "JanusProcessor" or "image_processor" in processor
     return "transformers" if ported or ("size" in image and "image_size" not in image) else "deepseek"
 
@@ -193,7 +193,7 @@ def _transformers_processor(config: ProcessorConfig) -> dict[str, bytes]:
 def _token_ids(files: Mapping[str, bytes]) -> dict[str, int]:
     """Every token of the vocabulary with its id."""
     if "tokenizer.json" in files:
-        values = JsonFile(files, "tokenizer.json", where="the checkpoint").values
+        values = read_object(files, "tokenizer.json").values
         try:
             listed = values["model"]["vocab"]
             # Unigram models list [piece, score] pairs instead of a mapping.
@@ -222,7 +222,7 @@ def _transformers_tokenizer(config: ProcessorConfig, files: Mapping[str, bytes])
         "boi_token": config.image_start_tag,
         "eoi_token": config.image_end_tag,
     }
-    stated = JsonFile(files, "tokenizer_config.json", where="the checkpoint").values
+    stated = dict(read_object(files, "tokenizer_config.json").values)
     names = {"bos_token": bos, "eos_token": eos, "pad_token": pad, "processor_class": "JanusProcessor"}
     values = stated | names | tags | {"extra_special_tokens": tags}
     written: dict[str, bytes] = {}
@@ -234,9 +234,9 @@ def _transformers_tokenizer(config: ProcessorConfig, files: Mapping[str, bytes])
     template = _chat_template(config, files)
     if template is not None and "chat_template.jinja" not in files and "chat_template.json" not in files:
         written["chat_template.jinja"] = template
-    generation_file = JsonFile(files, "generation_config.json", where="the checkpoint")
-    generation = generation_file.values
-    further = generation_file.section("generation_kwargs").values if "generation_kwargs" in generation else {}
+    generation_file = read_object(files, "generation_config.json")
+    generation = dict(generation_file.values)
+    further = dict(generation_file.section("generation_kwargs").values)
     token_ids = {"bos_token_id": ids[bos], "eos_token_id": ids[eos], "pad_token_id": ids[pad]}
     # transformers reads the image's start token from the one place or the other, by version.
     start = {"boi_token_id": ids[config.image_start_tag]}
@@ -267,7 +267,7 @@ def _with_bos(content: bytes, bos: str, bos_id: int) -> bytes:
 
 
 def _deepseek_tokenizer(files: Mapping[str, bytes]) -> dict[str, bytes]:
-    stated = JsonFile(files, "tokenizer_config.json", where="the checkpoint").values
+    stated = dict(read_object(files, "tokenizer_config.json").values)
     values = {key: value for key, value in stated.items() if key not in TRANSFORMERS_TOKENIZER_KEYS}
     written = {"tokenizer_config.json": _dump(values | {"tokenizer_class": "LlamaTokenizer"})}
     special = read_special_tokens(files)

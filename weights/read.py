@@ -5,7 +5,8 @@ ever run. Tensors come as views of the mapped file, so that nothing is in memory
 """
 
 import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,22 +31,38 @@ class Stored:
         return torch.Size(self.shape).numel() * (self.dtype.itemsize if self.dtype else 1)
 
 
+def choose_weights(names: Iterable[str]) -> list[str]:
+    """Of a folder's or repository's files those that hold its weights, with their index: one representation.
+
+    safetensors before PyTorch's, and a single file before shards; without any, an empty list.
+    """
+    held = set(names)
+    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+        single = f"{stem}.{suffix}"
+        if single in held:
+            return [single]
+        shard = re.compile(rf"{stem}-\d{{5}}-of-\d{{5}}\.{suffix}")
+        shards = sorted(name for name in held if name == f"{single}.index.json" or shard.fullmatch(name))
+        if shards:
+            return shards
+    return []
+
+
 def weight_files(folder: Path) -> list[Path]:
-    """The files of weights in a checkpoint folder: safetensors if there are any, else PyTorch's.
+    """The files of weights in a checkpoint folder, as its index names them if there is one.
 
     Raises FileNotFoundError if there are none or an index names absent ones, ValueError for an index that is
     broken or points outside the folder.
     """
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
-        index = folder / f"{stem}.{suffix}.index.json"
-        if index.is_file():
-            return [folder / name for name in _indexed_files(index)]
-        if (folder / f"{stem}.{suffix}").is_file():
-            return [folder / f"{stem}.{suffix}"]
-        loose = sorted(folder.glob(f"{stem}*.{suffix}"))
-        if loose:
-            return loose
-    raise FileNotFoundError(f"{folder} holds no weights: neither model*.safetensors nor pytorch_model*.bin")
+    names = choose_weights(path.name for path in folder.iterdir() if path.is_file())
+    for name in names:
+        if name.endswith(".index.json"):
+            return [folder / shard for shard in _indexed_files(folder / name)]
+    if not names:
+        raise FileNotFoundError(
+            f"{folder} holds no weights: no model.safetensors, no pytorch_model.bin, no shards of either"
+        )
+    return [folder / name for name in names]
 
 
 def _indexed_files(index: Path) -> list[str]:

@@ -95,7 +95,8 @@ def _write_weights(named: Mapping[str, Tensor], folder: Path, limit: int | None)
             weight_map.update(dict.fromkeys(shard, file))
             temporary = partial[folder / file] = folder / f".{file}.partial"
             temporary.touch()
-            mode = temporary.stat().st_mode  # as the umask has it; safetensors would shut out all but the owner
+            # As the umask has it; safetensors would shut out all but the owner.
+            mode = temporary.stat().st_mode
             save_file(
                 {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()},
                 temporary,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from janus.checks import require_number, require_whole
 from janus.devices import free_memory
 from janus.inference.cache import Prefix, StaticCache, bytes_per_position, join
 from janus.inference.sampling import Sampling, choose, exponential_noise, guide
@@ -85,6 +86,7 @@ def draw_steps(
     position to (P, V) exponential noise, replaces what seed and number give. The arguments are checked at
     once.
     """
+    require_number("guidance", guidance, "a finite number, 1 for none")
     begun = {len(picture.start) for picture in pictures}
     if len(begun) != 1:
         raise ValueError(
@@ -169,8 +171,8 @@ def draw_codes(
     Without a batch size it is `pictures_at_once`. `on_codes` is called after every step with the number of
     the batch's first picture and the codes so far, (P', steps).
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    if batch_size is not None:
+        require_whole("batch_size", batch_size, least=1)
     if not pictures:
         return
     size = batch_size or pictures_at_once(model, max(len(picture.prompt) for picture in pictures), guidance)

@@ -13,7 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from janus.checks import require_number, require_whole
+
 WORD = 0xFFFFFFFF
+COLDEST = 1e-6  # below it, logits divided by the temperature could leave the range of float32
+SMALLEST = 5e-324  # the least number above 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +32,15 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
-        if self.top_k is not None and (not isinstance(self.top_k, int) or self.top_k < 0):
-            raise ValueError(f"top_k must be a whole number, 0 for no limit, not {self.top_k}")
-        if self.top_p is not None and not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        require_number("temperature", self.temperature, "0 (greedy) or more", least=0)
+        if 0 < self.temperature < COLDEST:
+            raise ValueError(
+                f"temperature must be 0 (greedy) or at least {COLDEST}, not {self.temperature!r}"
+            )
+        if self.top_k is not None:
+            require_whole("top_k", self.top_k, least=0)
+        if self.top_p is not None:
+            require_number("top_p", self.top_p, "above 0 and at most 1", least=SMALLEST, most=1)
 
     @property
     def greedy(self) -> bool:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from janus.checks import require_whole
 from janus.inference.cache import StaticCache
 from janus.inference.sampling import Sampling, choose, exponential_noise
 from janus.models.janus import Janus
@@ -60,8 +61,7 @@ def generate(
     what came before `embeds`. The arguments are checked at once, the work is done as the steps are asked for.
     """
     rows, length, _ = embeds.shape
-    if max_new_tokens < 1:
-        raise ValueError(f"max_new_tokens must be at least 1, not {max_new_tokens}")
+    require_whole("max_new_tokens", max_new_tokens, least=1)
     past = 0 if cache is None else cache.length
     check_window(model, past + length, max_new_tokens)
     if cache is None:

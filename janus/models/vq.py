@@ -211,12 +211,10 @@ class VQ(nn.Module):
         normalised = F.normalize(latents, dim=1)
         # One picture at a time: the distances of N positions to all codes are the largest tensor of the whole
         # model.
-        codes = torch.stack(
-            [
-                nearest_code(rearrange(picture, "C h w -> (h w) C"), F.normalize(self.codebook, dim=1))
-                for picture in normalised
-            ]
-        ).unflatten(1, latents.shape[2:])
+        codes = torch.empty_like(latents[:, 0], dtype=torch.long)
+        for picture, its_codes in zip(normalised, codes, strict=True):
+            found = nearest_code(rearrange(picture, "C h w -> (h w) C"), F.normalize(self.codebook, dim=1))
+            its_codes.copy_(found.view_as(its_codes))
         return normalised + (self.lookup(codes) - normalised).detach(), codes
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 B: conversations; S: tokens, padded on the left; N: pictures of all conversations in reading order.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -105,12 +105,14 @@ class Processor:
         images: Any = None,
         *,
         system: str | None = None,
+        check_length: Callable[[int], object] | None = None,
     ) -> Batch:
         """One conversation, or a list of them, as a batch.
 
         `images` holds the pictures where the messages do not: for one conversation a picture or a list, for
         several a list of lists or one flat list in reading order. Raises ValueError where placeholders and
         pictures disagree, where a conversation exceeds the window, and for a picture that cannot be read.
+        `check_length` is called with each conversation's number of tokens before any picture is read.
         """
         batched = (
             isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))
@@ -137,6 +139,8 @@ class Processor:
             # An image's tokens, its start and its end stand in for one placeholder.
             length = len(rows[index]) + wanted * (self.config.num_image_tokens + 1)
             self._check_window(length, f"conversation {index}")
+            if check_length:
+                check_length(length)
         return self._pad([self._expand(row) for row in rows], self._pixels(pictures))
 
     def _segments(self, messages: Sequence[Message], system: str | None) -> list[Segment]:

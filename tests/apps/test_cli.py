@@ -158,7 +158,7 @@ def test_convert_writes_into_new_or_empty_folders_only(
         (["ask", "Hi", "-m", "{checkpoint}", "--dtype", "int7"], "dtype 'int7' is not supported"),
         (["ask", "Hi", "-m", "{checkpoint}", "--device", "cuda:99"], "device 'cuda:99' is not available"),
         (["ask", "Hi", "-m", "{checkpoint}", "--max-new-tokens", "5000"], "over the context window of 1024"),
-        (["draw", "a cat", "-m", "{checkpoint}", "-n", "0"], "n must be at least 1"),
+        (["draw", "a cat", "-m", "{checkpoint}", "-n", "0"], "n must be a whole number of at least 1"),
         (["draw", "a cat", "-m", "{checkpoint}", "-o", "cat.jpg"], "cat.jpg must end in .png"),
         (["draw", "a cat", "-m", "{checkpoint}", "--rows", "2"], "prefix and rows go together"),
         (["info"], "name a checkpoint with -m"),

@@ -124,7 +124,7 @@ def test_values_that_cannot_be_honoured(
 ) -> None:
     folder = write(edited(released, name, **values), tmp_path)
     key = next(iter(values))
-    with pytest.raises(ValueError, match=rf"^[^\n]*{name}: {key} is [^\n]*$"):
+    with pytest.raises(ValueError, match=rf"^[^\n]*{name}: {key} = [^\n]*$"):
         read_processor_config(folder)
 
 
@@ -152,9 +152,9 @@ def test_broken_json(released: dict[str, bytes], name: str, content: bytes) -> N
 @pytest.mark.parametrize("entries", ["<|User|>", [3], [{"text": "<|User|>"}], {"a": 1}])
 def test_special_tokens_of_the_wrong_shape(released: dict[str, bytes], entries: Any) -> None:
     files = edited(released, "special_tokens_map.json", additional_special_tokens=entries)
-    with pytest.raises(ValueError, match=r"special_tokens_map\.json: additional_special_tokens is"):
+    with pytest.raises(ValueError, match=r"special_tokens_map\.json: additional_special_tokens = "):
         read_special_tokens(files)
-    with pytest.raises(ValueError, match=r"special_tokens_map\.json: pad_token is 3"):
+    with pytest.raises(ValueError, match=r"special_tokens_map\.json: pad_token = 3"):
         read_special_tokens(edited(released, "special_tokens_map.json", pad_token=3))
 
 
@@ -173,7 +173,7 @@ def test_generation_defaults(tmp_path: Path) -> None:
     folder = write({"generation_config.json": content}, tmp_path)
     assert read_generation_defaults(folder) == {"guidance": 5, "temperature": 0.5}
     assert read_generation_defaults(b'{"temperature": null}') == {}
-    with pytest.raises(ValueError, match="guidance_scale is 'x'"):
+    with pytest.raises(ValueError, match="guidance_scale = "):
         read_generation_defaults(b'{"guidance_scale": "x"}')
 
 
@@ -250,7 +250,7 @@ def test_generation_config_keeps_what_it_says(released: dict[str, bytes]) -> Non
     assert written["guidance_scale"] == 3
     assert written["generation_kwargs"] == {"odd": 1, "boi_token_id": 492}
     assert (written["bos_token_id"], written["eos_token_id"], written["pad_token_id"]) == (480, 481, 482)
-    with pytest.raises(ValueError, match="generation_kwargs is 3"):
+    with pytest.raises(ValueError, match="generation_kwargs = 3"):
         convert_side_files(
             {**released, "generation_config.json": b'{"generation_kwargs": 3}'}, "transformers"
         )

@@ -23,7 +23,7 @@ from janus.weights import hub
 
 ID = "deepseek-ai/Janus-Pro-1B"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SIDES = ["config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json"]
+SIDES = ["config.json", "tokenizer.json", "preprocessor_config.json", "processor_config.json"]
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
 BIN_SHARDS = ["pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin"]
 INDEX = "model.safetensors.index.json"
@@ -193,11 +193,8 @@ def test_malformed_id(source: str) -> None:
         ([INDEX, *SHARDS], [*SHARDS, INDEX]),
         ([INDEX, *SHARDS, "consolidated.safetensors", "pytorch_model.bin"], [*SHARDS, INDEX]),
         (["model.safetensors", "model.fp16.safetensors", "model.gguf"], ["model.safetensors"]),
-        (
-            ["diffusion_pytorch_model.safetensors", "sdxl.safetensors"],
-            ["diffusion_pytorch_model.safetensors"],
-        ),
-        (["vae.safetensors"], ["vae.safetensors"]),
+        (["adapter_model.safetensors", "pytorch_model.bin"], ["pytorch_model.bin"]),
+        (["model.safetensors", INDEX, *SHARDS], ["model.safetensors"]),
         (["pytorch_model.bin", "training_args.bin", "optimizer.bin"], ["pytorch_model.bin"]),
         ([*BIN_SHARDS, "pytorch_model.bin.index.json"], [*BIN_SHARDS, "pytorch_model.bin.index.json"]),
         (["onnx/model.onnx", "onnx/model.safetensors", "original/pytorch_model.bin", "model.gguf"], []),

@@ -1,0 +1,145 @@
+"""Which device and precision a model gets, on machines that are and are not at hand."""
+
+import pytest
+import torch
+
+from janus import devices
+from janus.devices import computes_bfloat16, free_memory, resolve_device, resolve_dtype
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda")
+MPS = torch.device("mps")
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A machine with neither CUDA nor MPS; a test gives it what it needs."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    return monkeypatch
+
+
+def test_without_a_name_cuda_then_mps_then_cpu(bare: pytest.MonkeyPatch) -> None:
+    assert resolve_device() == CPU
+    bare.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device() == MPS
+    bare.setattr(torch.cuda, "is_available", lambda: True)
+    bare.setattr(torch.cuda, "current_device", lambda: 1)
+    assert resolve_device() == torch.device("cuda", 1)
+
+
+def test_named_device_is_kept(bare: pytest.MonkeyPatch) -> None:
+    assert resolve_device("cpu") == CPU
+    assert resolve_device(CPU) == CPU
+    bare.setattr(torch.cuda, "device_count", lambda: 2)
+    assert resolve_device("cuda:1") == torch.device("cuda", 1)
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ("cuda", ["0 CUDA devices", "janus doctor"]),
+        (CUDA, ["0 CUDA devices", "janus doctor"]),
+        ("cuda:3", ["cuda:3", "0 CUDA devices"]),
+        ("mps", ["mps", "not available"]),
+        ("gpu", ["gpu", "'cuda:1'"]),
+        ("", ["unknown"]),
+        (3.5, ["3.5", "unknown"]),
+        ("xpu", ["xpu", "not available"]),
+        ("meta", ["holds no numbers"]),
+    ],
+    ids=["cuda", "cuda-object", "cuda-index", "mps", "no-such-name", "empty", "number", "xpu", "meta"],
+)
+def test_absent_device_raises_with_a_remedy(
+    device: str | torch.device, words: list[str], bare: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ValueError, match="device") as raised:
+        resolve_device(device)
+    for word in words:
+        assert word in str(raised.value)
+
+
+def test_cuda_index_beyond_those_present(bare: pytest.MonkeyPatch) -> None:
+    bare.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ValueError, match="sees 2 CUDA devices"):
+        resolve_device("cuda:2")
+
+
+@pytest.mark.parametrize(
+    ("stored", "device", "computes", "expected"),
+    [
+        (torch.bfloat16, CPU, True, torch.bfloat16),
+        (torch.bfloat16, CPU, False, torch.float32),
+        (torch.bfloat16, CUDA, True, torch.bfloat16),
+        (torch.bfloat16, CUDA, False, torch.float32),
+        (torch.float16, CPU, True, torch.float32),
+        (torch.float16, CUDA, False, torch.float16),
+        (torch.float16, MPS, False, torch.float16),
+        (torch.float32, CUDA, True, torch.float32),
+        (torch.float64, CPU, True, torch.float32),
+    ],
+)
+def test_dtype_without_a_name(
+    stored: torch.dtype,
+    device: torch.device,
+    computes: bool,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda _: computes)
+    assert resolve_dtype(None, device, stored) == expected
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [("bfloat16", torch.bfloat16), ("float16", torch.float16), (torch.float32, torch.float32)],
+)
+def test_named_dtype_wins_over_the_stored_one(
+    dtype: str | torch.dtype, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda _: False)
+    assert resolve_dtype(dtype, CPU, torch.float64) == expected
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "nn", "half precision", "", torch.int64])
+def test_dtype_that_no_model_computes_in_raises(dtype: str | torch.dtype) -> None:
+    with pytest.raises(ValueError, match="not supported: name bfloat16, float16 or float32"):
+        resolve_dtype(dtype, CPU)
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((7, 5), False), ((8, 0), True), ((9, 0), True)])
+def test_cuda_computes_bfloat16_from_ampere_on(
+    capability: tuple[int, int], expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    monkeypatch.setattr(torch.version, "hip", None)
+    assert computes_bfloat16(CUDA) is expected
+
+
+@pytest.mark.parametrize("present", ["_is_amx_tile_supported", "_is_avx512_bf16_supported", None])
+def test_cpu_computes_bfloat16_with_either_instruction_set(
+    present: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name == present, raising=False)
+    assert computes_bfloat16(CPU) is (present is not None)
+
+
+def test_old_torch_without_the_questions_does_not_compute_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert computes_bfloat16(CPU) is False
+
+
+def test_free_memory_of_the_processor_is_below_what_the_machine_has() -> None:
+    free = free_memory(CPU)
+    assert free is None or 1 << 20 < free < 1 << 50
+
+
+def test_free_memory_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    def absent(*_: object, **__: object) -> None:
+        raise FileNotFoundError("/proc/meminfo")
+
+    monkeypatch.setattr("builtins.open", absent)
+    assert free_memory(CPU) is None
