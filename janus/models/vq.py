@@ -13,6 +13,11 @@ from torch import Tensor, nn
 from janus.config import VQConfig
 
 
+def swish(x: Tensor) -> Tensor:
+    """As the original spells it: `F.silu` rounds differently, and 8-bit pictures show it."""
+    return x * torch.sigmoid(x)
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(32, channels, eps=1e-6)
 
@@ -27,8 +32,8 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Identity() if inputs == outputs else nn.Conv2d(inputs, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        inner = self.conv1(F.silu(self.norm1(x)))
-        return self.nin_shortcut(x) + self.conv2(F.silu(self.norm2(inner)))
+        inner = self.conv1(swish(self.norm1(x)))
+        return self.nin_shortcut(x) + self.conv2(swish(self.norm2(inner)))
 
 
 class AttentionBlock(nn.Module):
@@ -44,12 +49,12 @@ class AttentionBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         normalised = self.norm(x)
-        q, k, v = (
-            rearrange(conv(normalised), "B C h w -> B 1 (h w) C").contiguous()
-            for conv in (self.q, self.k, self.v)
-        )
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return x + self.proj_out(rearrange(mixed, "B 1 (h w) C -> B C h w", h=x.shape[2]).contiguous())
+        q, k, v = (conv(normalised).flatten(2) for conv in (self.q, self.k, self.v))  # (B, C, N), N = h * w
+        weights = (
+            torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5
+        )  # (B, N, N), small at the coarsest level
+        mixed = torch.bmm(v, weights.softmax(dim=2).transpose(1, 2))
+        return x + self.proj_out(mixed.view_as(x))
 
 
 class Downsample(nn.Module):
@@ -129,7 +134,7 @@ class Encoder(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         x = self.mid(self.levels(self.conv_in(pixels)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(swish(self.norm_out(x)))
 
 
 class Decoder(nn.Module):
@@ -158,7 +163,7 @@ class Decoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.levels(self.mid(self.conv_in(x)))
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(swish(self.norm_out(x)))
 
 
 def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -225,7 +230,9 @@ class VQ(nn.Module):
             raise ValueError(
                 f"codes run from {codes.min()} to {codes.max()}, of a codebook of {self.config.codes}"
             )
-        return rearrange(F.embedding(codes.long(), F.normalize(self.codebook, dim=1)), "B h w C -> B C h w")
+        entries = F.embedding(codes.long(), F.normalize(self.codebook, dim=1))
+        # Contiguous, or torch would run the whole decoder in channels-last, where its error is tenfold.
+        return rearrange(entries, "B h w C -> B C h w").contiguous()
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Entries (B, code_width, h, w) -> pixels (B, 3, factor * h, factor * w)."""
