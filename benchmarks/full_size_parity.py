@@ -41,7 +41,7 @@ def ours(folder: Path) -> dict[str, Tensor]:
             [Picture(prompt=prompt)],
             pad_id=processor.tokenizer.pad_id,
             sampling=Sampling(temperature=0),
-            on_codes=lambda _, so_far: print(f"\r{so_far.shape[1]} codes", end="", flush=True),
+            on_codes=lambda so_far: print(f"\r{so_far.shape[1]} codes", end="", flush=True),
         )
     )
     print()

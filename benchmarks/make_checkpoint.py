@@ -15,7 +15,7 @@ import torch
 from janus.config import PRESETS
 from janus.models.janus import Janus
 from janus.weights.load import empty_model
-from janus.weights.processor_files import read_side_files
+from janus.weights.processor_config import read_side_files
 
 STAND_IN = Path(__file__).resolve().parents[1] / "tests" / "data" / "januspro" / "checkpoint"
 

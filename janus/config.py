@@ -9,9 +9,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 AdapterKind = Literal["identity", "linear", "mlp_gelu"]
-MOST_LAYERS = (
-    1000  # far above any model, and low enough that a damaged file cannot fill the memory with modules
-)
+# Far above any model, and low enough that a damaged file cannot fill the memory with modules.
+MOST_LAYERS = 1000
+MOST_LEVELS = 16
 
 
 def _require_positive(owner: object, *names: str) -> None:
@@ -19,8 +19,12 @@ def _require_positive(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         if value <= 0:
             raise ValueError(f"{type(owner).__name__}.{name} must be positive, not {value}")
-        if name in ("layers", "depth", "residual_blocks") and value > MOST_LAYERS:
-            raise ValueError(f"{type(owner).__name__}.{name} must be at most {MOST_LAYERS}, not {value}")
+
+
+def _require_buildable(owner: object, name: str) -> None:
+    value = getattr(owner, name)
+    if not 0 < value <= MOST_LAYERS:
+        raise ValueError(f"{type(owner).__name__}.{name} must be from 1 to {MOST_LAYERS}, not {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,8 @@ class VisionConfig:
     norm_eps: float
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "image_size", "patch_size", "width", "layers", "heads", "mlp_ratio", "norm_eps"
-        )
+        _require_positive(self, "image_size", "patch_size", "width", "heads", "mlp_ratio", "norm_eps")
+        _require_buildable(self, "layers")
         if self.width % self.heads:
             raise ValueError(f"vision: width {self.width} is not a multiple of {self.heads} heads")
         if self.image_size < self.patch_size:
@@ -80,7 +83,8 @@ class AdapterConfig:
     output_width: int
 
     def __post_init__(self) -> None:
-        _require_positive(self, "depth", "input_width", "output_width")
+        _require_positive(self, "input_width", "output_width")
+        _require_buildable(self, "depth")
         if self.kind == "identity" and self.input_width != self.output_width:
             raise ValueError(
                 f"an identity adapter cannot turn width {self.input_width} into {self.output_width}"
@@ -103,7 +107,10 @@ class VQConfig:
     latent_channels: int
 
     def __post_init__(self) -> None:
-        _require_positive(self, "codes", "code_width", "channels", "residual_blocks", "latent_channels")
+        _require_positive(self, "codes", "code_width", "channels", "latent_channels")
+        _require_buildable(self, "residual_blocks")
+        if len(self.encoder_multipliers) > MOST_LEVELS:
+            raise ValueError(f"vq: {len(self.encoder_multipliers)} levels are more than {MOST_LEVELS}")
         for multipliers in (self.encoder_multipliers, self.decoder_multipliers):
             if not multipliers or min(multipliers) <= 0:
                 raise ValueError(
@@ -142,9 +149,8 @@ class LanguageConfig:
     tied_head: bool
 
     def __post_init__(self) -> None:
-        _require_positive(
-            self, "vocabulary", "width", "mlp_width", "layers", "heads", "kv_heads", "head_width"
-        )
+        _require_positive(self, "vocabulary", "width", "mlp_width", "heads", "kv_heads", "head_width")
+        _require_buildable(self, "layers")
         _require_positive(self, "norm_eps", "rope_theta", "window")
         if self.heads % self.kv_heads:
             raise ValueError(
@@ -228,16 +234,7 @@ SIGLIP_PRESETS: dict[str, dict[str, Any]] = {
 }
 
 _JANUS_1B = JanusConfig(
-    vision=VisionConfig(
-        image_size=384,
-        patch_size=16,
-        width=1024,
-        layers=24,
-        heads=16,
-        mlp_ratio=4,
-        select_layer=-1,
-        norm_eps=1e-6,
-    ),
+    vision=VisionConfig(**SIGLIP_PRESETS["siglip_large_patch16_384"], select_layer=-1, norm_eps=1e-6),
     vision_adapter=AdapterConfig(kind="mlp_gelu", depth=2, input_width=1024, output_width=2048),
     vq=VQConfig(
         codes=16384,

@@ -1,5 +1,7 @@
 """Which device and precision a model gets when its user names none. Nothing here runs at import."""
 
+from pathlib import Path
+
 import torch
 
 
@@ -16,7 +18,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         chosen = torch.device(device)
         if chosen.type not in ("cpu", "cuda", "mps"):
             torch.empty(0, device=chosen)
-    except (RuntimeError, AssertionError, TypeError) as error:
+    except (RuntimeError, AssertionError, TypeError, ImportError) as error:
         remedy = "name one like 'cpu', 'cuda', 'cuda:1' or 'mps'"
         raise ValueError(f"device {device!r} is unknown or not available here: {remedy}") from error
     if chosen.type == "meta":
@@ -51,21 +53,33 @@ def resolve_dtype(
         if stored == torch.bfloat16 and computes_bfloat16(device):
             return stored
         return stored if stored == torch.float16 and device.type in ("cuda", "mps") else torch.float32
-    chosen = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
     if chosen not in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        raise ValueError(f"dtype {dtype!r} is not supported: name bfloat16, float16 or float32")
+        raise ValueError(f"dtype {dtype!r} is not supported: name bfloat16, float16, float32 or float64")
+    if chosen == torch.float64 and device.type == "mps":
+        raise ValueError("dtype float64 is not computed by mps: name float32")
     return chosen
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Bytes that the device could still give, or None where it does not tell."""
+    """Bytes that tensors on the device could still take, or None where it does not tell.
+
+    What torch holds without using it counts as free, so that a first call does not change the answer to a
+    second.
+    """
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
     if device.type == "mps":
-        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
     try:
         with open("/proc/meminfo", encoding="ascii") as lines:
-            available = next(line for line in lines if line.startswith("MemAvailable:"))
-        return int(available.split()[1]) << 10
+            available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        limit = Path("/sys/fs/cgroup/memory.max")  # a container's share, where there is one
+        text = limit.read_text().strip() if limit.exists() else "max"
+        if text.isdigit():
+            used = int(limit.with_name("memory.current").read_text())
+            available = min(available, max(int(text) - used, 0))
+        return available
     except (OSError, StopIteration, ValueError, IndexError):
         return None

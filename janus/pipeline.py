@@ -11,6 +11,7 @@ from torch import Tensor
 
 from janus.checks import require_whole
 from janus.config import JanusConfig
+from janus.devices import resolve_device, resolve_dtype
 from janus.inference.draw import Picture, decode_codes, draw_codes
 from janus.inference.progress import Progress, Report
 from janus.inference.sampling import Sampling
@@ -21,7 +22,7 @@ from janus.processing.processor import Batch, Processor
 from janus.processing.tokenizer import TextStream
 from janus.weights.hub import find
 from janus.weights.load import load as load_model
-from janus.weights.processor_files import read_generation_defaults
+from janus.weights.processor_config import read_generation_defaults
 
 Message = Mapping[str, Any]
 GUIDANCE, TEMPERATURE = 5.0, 1.0  # the original's, where a checkpoint does not name its own
@@ -47,9 +48,11 @@ def load(
         raise ValueError(
             "no checkpoint ships with this version: name a folder or a hub id like 'deepseek-ai/Janus-Pro-1B'"
         )
+    target = resolve_device(device)
+    resolve_dtype(dtype, target)  # a wrong name raises before anything is fetched
     folder = find(path, revision=revision, token=token)
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
-    return Pipeline(load_model(folder, device=device, dtype=dtype), processor)
+    return Pipeline(load_model(folder, device=target, dtype=dtype), processor)
 
 
 class Pipeline:
@@ -66,10 +69,10 @@ class Pipeline:
                 f"the model sees pictures of {model.config.vision.image_size} pixels, and the processor's "
                 f"files say {processor.config.image_size}"
             )
-        if len(processor.tokenizer) > model.config.language.vocabulary:
+        vocabulary, largest = model.config.language.vocabulary, processor.tokenizer.largest_id
+        if largest >= vocabulary:
             raise ValueError(
-                f"the tokenizer has {len(processor.tokenizer)} tokens, and the model "
-                f"{model.config.language.vocabulary}"
+                f"the tokenizer has the id {largest}, and the model knows {vocabulary} tokens only"
             )
         self.model = model
         self.processor = processor
@@ -90,11 +93,11 @@ class Pipeline:
         top_p: float = 1.0,
         seed: int | None = None,
         stream: bool = False,
-    ) -> str | Iterator[str]:
+    ) -> Any:
         """The answer to one question about no, one or many pictures (paths, PIL images or numpy arrays).
 
-        `system` None is the family's own system prompt, "" none. Temperature 0 is greedy. With `stream` the
-        answer comes in pieces, which together are the same string.
+        A string, or with `stream` an iterator of pieces that together are the same string. `system` None is
+        the family's own system prompt, "" none. Temperature 0 is greedy.
         """
         parts = [{"type": "image", "image": image} for image in _as_list(images)]
         content = [*parts, {"type": "text", "text": question}]
@@ -112,13 +115,15 @@ class Pipeline:
         top_p: float = 1.0,
         seed: int | None = None,
         stream: bool = False,
-    ) -> str | list[str] | Iterator[str]:
+    ) -> Any:
         """The next turn of a conversation; of a list of conversations, a list of turns, computed together.
 
         What a conversation shares with the last one, from its first token on, is not computed again. Each
-        conversation is answered as if it were alone. Options as in `ask`.
+        conversation is answered as if it were alone. Options and `stream` as in `ask`.
         """
         sampling = Sampling(temperature=temperature, top_p=top_p)
+        if not isinstance(messages, list | tuple):
+            raise ValueError(f"messages must be a list of messages, not {type(messages).__name__}")
         many = bool(messages) and not isinstance(messages[0], Mapping)
         if many and stream:
             raise ValueError(f"stream=True is for one conversation, and these are {len(messages)}")
@@ -150,13 +155,13 @@ class Pipeline:
     ) -> list[Image.Image]:
         """`n` pictures of a prompt, or of each of several, prompts in order.
 
-        Picture i of a seed is the same whatever `n`, `batch_size` and the other prompts are; without a seed
-        torch's default generator gives one. Guidance and temperature left out are the checkpoint's own, else
-        5 and 1; temperature 0 is greedy. Without a batch size, at most 16 pictures are drawn at once, and
-        their caches take at most half of the free memory. `prefix` with `rows` = k keeps the first k rows of
-        codes of a picture of the model's own size and draws the rest. `progress`: None for a bar on a
-        terminal, True, False, or a function (done, total). `preview` gets the pictures of the batch so far
-        after every `preview_every` rows of codes; the rest is grey.
+        Picture i of a seed is the same, up to rounding, whatever `n`, `batch_size` and the other prompts are;
+        without a seed torch's default generator gives one. Guidance and temperature left out are the
+        checkpoint's own, else 5 and 1; temperature 0 is greedy. Without a batch size, at most 16 pictures are
+        drawn at once, and their caches take at most half of the free memory. `prefix` with `rows` = k keeps
+        the first k rows of codes of a picture of the model's own size and draws the rest. `progress`: None
+        for a bar on a terminal, True, False, or a function (done, total). `preview` gets the pictures of the
+        batch so far after every `preview_every` rows of codes; the rest is grey.
         """
         require_whole("n", n, least=1)
         require_whole("preview_every", preview_every, least=1)
@@ -166,7 +171,9 @@ class Pipeline:
         temperature = defaults.get("temperature", TEMPERATURE) if temperature is None else temperature
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
         start = self._start(prefix, rows)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        if not isinstance(prompts, list | tuple) or not all(isinstance(each, str) for each in prompts):
+            raise ValueError(f"a prompt must be a string, or a list of strings, not {prompt!r}")
         seed = _chosen_seed(seed)
         pictures = [
             Picture(prompt=ids, seed=seed, number=number, start=start)
@@ -177,7 +184,7 @@ class Pipeline:
         drawn: list[Image.Image] = []
         with Progress(len(pictures) * steps, "code", progress) as bar:
 
-            def on_codes(first: int, codes: Tensor) -> None:
+            def on_codes(codes: Tensor) -> None:
                 bar.advance(len(codes))
                 complete, beyond = divmod(codes.shape[1], self.config.grid)
                 if preview and not beyond and not complete % preview_every and complete < self.config.grid:
@@ -316,8 +323,7 @@ def _chosen_seed(seed: int | None) -> int:
     """The seed named, else one from torch's default generator, so that `torch.manual_seed` governs."""
     if seed is None:
         return int(torch.randint(2**62, ()))
-    require_whole("seed", seed)
-    return seed
+    return require_whole("seed", seed)
 
 
 def _check_turn(conversation: Any) -> None:

@@ -121,13 +121,10 @@ def test_contradiction_raises_naming_both_numbers(case: str) -> None:
 @pytest.mark.parametrize(
     ("part", "name", "value"),
     [
-        ("vision", "layers", 0),
         ("vision", "heads", 0),
         ("vision", "mlp_ratio", -1.0),
         ("vision", "norm_eps", 0.0),
-        ("vision_adapter", "depth", 0),
         ("vq", "codes", 0),
-        ("vq", "residual_blocks", -2),
         ("language", "kv_heads", 0),
         ("language", "rope_theta", 0.0),
         ("language", "window", 0),
@@ -138,6 +135,21 @@ def test_number_that_must_be_positive(part: str, name: str, value: float) -> Non
     config: Any = getattr(PRO_1B, part) if part else PRO_1B
     with pytest.raises(ValueError, match=rf"{name} must be positive, not {value}"):
         replace(config, **{name: value})
+
+
+@pytest.mark.parametrize("value", [-2, 0, 1001, 10**9])
+@pytest.mark.parametrize(
+    ("part", "name"),
+    [("vision", "layers"), ("vision_adapter", "depth"), ("vq", "residual_blocks"), ("language", "layers")],
+)
+def test_number_of_modules_that_nobody_can_build(part: str, name: str, value: int) -> None:
+    with pytest.raises(ValueError, match=rf"{name} must be from 1 to 1000, not {value}"):
+        replace(getattr(PRO_1B, part), **{name: value})
+
+
+def test_levels_that_nobody_can_build() -> None:
+    with pytest.raises(ValueError, match="17 levels are more than 16"):
+        replace(PRO_1B.vq, encoder_multipliers=(1,) * 17, decoder_multipliers=(1,) * 17)
 
 
 def test_what_a_config_was_read_from_takes_no_part_in_equality() -> None:

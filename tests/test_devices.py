@@ -104,7 +104,7 @@ def test_named_dtype_wins_over_the_stored_one(
 
 @pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "nn", "half precision", "", torch.int64])
 def test_dtype_that_no_model_computes_in_raises(dtype: str | torch.dtype) -> None:
-    with pytest.raises(ValueError, match="not supported: name bfloat16, float16 or float32"):
+    with pytest.raises(ValueError, match="not supported: name bfloat16, float16, float32 or float64"):
         resolve_dtype(dtype, CPU)
 
 

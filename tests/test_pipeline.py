@@ -317,3 +317,55 @@ def test_chats_that_cannot_be(
 def test_a_conversation_over_the_window(pipe: janus.Pipeline, pictures: list[Image.Image]) -> None:
     with pytest.raises(ValueError, match=r"over the context window of 1024: shorten .* fewer pictures"):
         pipe.ask("Why?", [pictures[0]] * 70, max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda pipe: pipe.chat({"role": "user", "content": "Hi"}), "messages must be a list of messages"),
+        (lambda pipe: pipe.chat(5), "messages must be a list of messages, not int"),
+        (lambda pipe: pipe.draw(None), "a prompt must be a string, or a list of strings, not None"),
+        (lambda pipe: pipe.draw(["a cat", 5]), "a prompt must be a string, or a list of strings"),
+        (lambda pipe: pipe.draw("a cat", progress="bar"), "progress must be None, True, False or a function"),
+        (lambda pipe: pipe.draw("a cat", seed="seven"), "seed must be a whole number, not 'seven'"),
+        (lambda pipe: pipe.draw("a cat", guidance=10**400), "guidance must be a finite number"),
+        (lambda pipe: pipe.ask("Hi", temperature=1e-40), "temperature must be 0 \\(greedy\\) or at least"),
+        (lambda pipe: pipe.ask("\ud800"), "half of a character"),
+        (lambda pipe: janus.load(3), "named by a folder or a hub id"),
+    ],
+)
+def test_ordinary_mistakes_are_one_line(
+    call: Callable[[janus.Pipeline], Any], message: str, pipe: janus.Pipeline
+) -> None:
+    with pytest.raises(ValueError, match=message) as raised:
+        call(pipe)
+    assert "\n" not in str(raised.value)
+
+
+def test_numpys_numbers_are_numbers(pipe: janus.Pipeline) -> None:
+    expected = arrays(pipe.draw("a cat", seed=7, n=2))
+    assert np.array_equal(arrays(pipe.draw("a cat", seed=np.int64(7), n=np.int32(2))), expected)
+
+
+def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(folder, tmp_path / "copy")
+    description = json.loads((copied / "tokenizer.json").read_text())
+    description["model"]["vocab"]["!"] = 600000
+    (copied / "tokenizer.json").write_text(json.dumps(description))
+    with pytest.raises(
+        ValueError, match="the tokenizer has the id 600000, and the model knows 640 tokens only"
+    ):
+        janus.load(copied)
+
+
+def test_a_chat_forgets_what_other_weights_computed(folder: Path) -> None:
+    pipe = janus.load(folder, device="cpu", dtype="float32")
+    messages = [{"role": "user", "content": "Hello there"}]
+    before = pipe.chat(messages, max_new_tokens=12)
+    with torch.no_grad():
+        for parameter in pipe.model.language.layers.parameters():
+            parameter.mul_(0.5)
+    fresh = janus.Pipeline(pipe.model, pipe.processor).chat(messages, max_new_tokens=12)
+    assert pipe.chat(messages, max_new_tokens=12) == fresh != before
+    pipe.model.double()
+    assert isinstance(pipe.chat(messages, max_new_tokens=2), str)

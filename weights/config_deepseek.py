@@ -80,11 +80,15 @@ def parse(top: JsonObject) -> JanusConfig:
         vq=VQConfig(
             codes=codes,
             code_width=code_width,
-            channels=params["gen_vision"].whole("ch", 128),
-            encoder_multipliers=params["gen_vision"].wholes("encoder_ch_mult", (1, 1, 2, 2, 4)),
-            decoder_multipliers=params["gen_vision"].wholes("decoder_ch_mult", (1, 1, 2, 2, 4)),
-            residual_blocks=params["gen_vision"].whole("num_res_blocks", 2),
-            latent_channels=params["gen_vision"].whole("z_channels", 256),
+            channels=params["gen_vision"].whole("ch", RELEASED_VQ["ch"]),
+            encoder_multipliers=params["gen_vision"].wholes(
+                "encoder_ch_mult", RELEASED_VQ["encoder_ch_mult"]
+            ),
+            decoder_multipliers=params["gen_vision"].wholes(
+                "decoder_ch_mult", RELEASED_VQ["decoder_ch_mult"]
+            ),
+            residual_blocks=params["gen_vision"].whole("num_res_blocks", RELEASED_VQ["num_res_blocks"]),
+            latent_channels=params["gen_vision"].whole("z_channels", RELEASED_VQ["z_channels"]),
         ),
         code_adapter=adapter("gen_aligner", code_width),
         image_head_width=head.whole("image_token_embed", language.width),
@@ -94,7 +98,7 @@ def parse(top: JsonObject) -> JanusConfig:
     )
 
 
-def format(config: JanusConfig, dtype: str) -> dict[str, Any]:
+def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
     """The keys of this dialect that state the architecture."""
     vision, vq = config.vision, config.vq
     if vision.norm_eps != 1e-6:

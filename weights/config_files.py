@@ -24,10 +24,10 @@ def read_config(folder: Path) -> tuple[JanusConfig, Layout]:
     asks for what this library does not compute.
     """
     path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no config.json: it is not a checkpoint folder")
     try:
         text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{folder} has no config.json: it is not a checkpoint folder") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     values = parse_object(text, str(path))
@@ -61,9 +61,9 @@ def format_config(
     architecture a warning says so: what is written then is for this library's own reader.
     """
     if layout == "deepseek":
-        new = config_deepseek.format(config, dtype)
+        new = config_deepseek.render(config, dtype)
     else:
-        new = config_transformers.format(config, dtype, image_token_id)
+        new = config_transformers.render(config, dtype, image_token_id)
     return _merge(config.extra.get(layout, {}), new)
 
 

@@ -80,7 +80,7 @@ def _obstacles(config: JanusConfig) -> list[str]:
     return [f"{what} is {value}, not {needed}" for what, value, needed in pairs if value != needed]
 
 
-def format(config: JanusConfig, dtype: str, image_token_id: int | None) -> dict[str, Any]:
+def render(config: JanusConfig, dtype: str, image_token_id: int | None) -> dict[str, Any]:
     """The keys of this dialect that state the architecture; a warning where only this library reads them."""
     obstacles = _obstacles(config)
     if obstacles:

@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +23,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import tqdm, validate_repo_id
 
+from janus.checks import one_line
 from janus.weights.processor_config import SIDE_FILES
 from janus.weights.read import choose_weights
 
@@ -104,7 +106,9 @@ def missing(folder: Path, *, weights: bool = True) -> list[str]:
 
 def _local_folder(source: str | Path) -> Path | None:
     """The folder that `source` names, or None if it can only be a hub id."""
-    text = source.as_posix() if isinstance(source, Path) else source
+    if not isinstance(source, str | PathLike):
+        raise ValueError(f"a model is named by a folder or a hub id such as {EXAMPLE}, not {source!r}")
+    text = source if isinstance(source, str) else Path(source).as_posix()
     if not text.strip():
         raise ValueError(f"the model's name is empty: give a folder or a hub id such as {EXAMPLE}")
     try:
@@ -117,7 +121,7 @@ def _local_folder(source: str | Path) -> Path | None:
         RuntimeError,
         ValueError,
     ) as error:  # a name too long, a home that is unknown, a null byte
-        raise FileNotFoundError(f"{text!r} names no folder: {_brief(error)}") from error
+        raise FileNotFoundError(f"{text!r} names no folder: {one_line(error)}") from error
     if is_file:
         raise FileNotFoundError(f"{text} is a file: give the folder that holds it, with {EXPECTED}")
     if path.is_absolute() or text[0] in ".~" or "\\" in text or text.count("/") != 1:
@@ -133,7 +137,7 @@ def _checked_id(source: str | Path) -> str:
         validate_repo_id(name)
     except HFValidationError as error:
         raise ValueError(
-            f"{name!r} is neither a folder nor a valid hub id: {_brief(error)} A hub id looks like {EXAMPLE}"
+            f"{name!r} is neither a folder nor a valid hub id ({one_line(error)}): one looks like {EXAMPLE}"
         ) from error
     return name
 
@@ -178,7 +182,7 @@ class _Repository:
         else:
             kind = ConnectionError
             reason, remedy = (
-                f"the Hub cannot be reached ({_brief(error)})",
+                f"the Hub cannot be reached ({one_line(error)})",
                 "check the network, or give a local folder",
             )
         try:
@@ -224,7 +228,7 @@ class _Repository:
                 f"{self}: the Hub forbids access with this token: give one that may read it by {log_in}"
             ) from error
         if isinstance(error, EntryNotFoundError) and not isinstance(error, LocalEntryNotFoundError):
-            raise FileNotFoundError(f"{self}: a file is missing on the Hub: {_brief(error)}") from error
+            raise FileNotFoundError(f"{self}: a file is missing on the Hub: {one_line(error)}") from error
 
     def raise_if_useless(self, names: Iterable[str], files: list[str], *, weights: bool) -> None:
         """Raise if the repository is no model that can be loaded, naming what it has instead."""
@@ -249,7 +253,7 @@ class _Repository:
         if required > (free := shutil.disk_usage(existing).free):
             raise OSError(
                 f"{self} needs {required / 1e9:.1f} GB more in {self.cache} and its disk has "
-                f"{free / 1e9:.1f} GB free: make room, or move the cache by HF_HOME or cache_dir="
+                f"{free / 1e9:.1f} GB free: make room, or move the cache by HF_HOME"
             )
 
     def _is_cached(self, name: str) -> bool:
@@ -271,16 +275,16 @@ class _Repository:
         code = _errno(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
-                f"{self}: the disk of {self.cache} is full: make room, or move the cache by HF_HOME or "
-                "cache_dir=, and run it again to resume (finished files are kept)"
+                f"{self}: the disk of {self.cache} is full: make room, or move the cache by HF_HOME, "
+                " and run it again to resume (finished files are kept)"
             ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PermissionError(
-                f"{self}: the cache {self.cache} cannot be written ({_brief(error)}): "
-                "mend its permissions, or move it by HF_HOME or cache_dir="
+                f"{self}: the cache {self.cache} cannot be written ({one_line(error)}): "
+                "mend its permissions, or move it by HF_HOME"
             ) from error
         raise ConnectionError(
-            f"{self}: the download broke off ({_brief(error)}): run it again to resume "
+            f"{self}: the download broke off ({one_line(error)}): run it again to resume "
             "(finished files are kept)"
         ) from error
 
@@ -303,13 +307,6 @@ def _errno(error: BaseException | None) -> int | None:
             return int(match[1])
         error = error.__cause__ or error.__context__
     return None
-
-
-def _brief(error: BaseException, *, limit: int = 160) -> str:
-    """The first line of an exception's text, with its class."""
-    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
-    text = text if len(text) <= limit else f"{text[: limit - 1]}…"
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _listed(names: list[str], *, limit: int = 10) -> str:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from janus.checks import is_number
+
 LARGEST = 2**31 - 1  # no size of a model is above it, and tensors cannot count much further
 
 
@@ -51,7 +53,7 @@ class JsonObject:
     def number(self, key: str, default: float) -> float:
         """A finite number: JSON as Python reads it knows NaN and Infinity."""
         value = self.values[key] if self.stated(key) else default
-        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < float("inf"):
+        if not is_number(value):
             raise self.fail(key, "must be a number")
         return value
 
@@ -92,7 +94,7 @@ class JsonObject:
         if value is None:
             return None
         listed = isinstance(value, list) and len(value) == 3
-        if not listed or not all(isinstance(x, int | float) and abs(x) < float("inf") for x in value):
+        if not listed or not all(is_number(x) for x in value):
             raise self.fail(key, "must be three numbers, one per channel")
         return value[0], value[1], value[2]
 

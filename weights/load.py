@@ -4,7 +4,7 @@ Strict: a missing, unexpected or misshapen name raises before any weight is read
 evaluation mode.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from janus.models.janus import Janus
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
 from janus.weights.names import Layout, Source, is_dropped, sources
-from janus.weights.processor_files import read_side_files
+from janus.weights.processor_config import read_side_files
 from janus.weights.read import Stored, contents, read, weight_files, windows
 
 # Where weights change dtype or device, the file is mapped anew for each run of this many bytes: pages that
@@ -70,14 +70,21 @@ def inspect(path: str | Path, *, revision: str | None = None, token: str | None 
     folder = find(path, revision=revision, token=token)
     config, layout = read_config(folder)
     stored = contents(weight_files(folder))
-    if layout == "transformers" and "lm_head.weight" in stored:
-        # Its config ties the heads by default, and its loader unties them where a file holds both; so does
-        # this one.
-        config = replace(config, language=replace(config.language, tied_head=False))
+    config = settle_tie(config, layout, stored)
     model = empty_model(config)
     plan = sources(parameter_names(model), layout)
     check_names(stored, plan, layout, model, folder)
     return Checkpoint(folder, config, layout, stored, plan)
+
+
+def settle_tie(config: JanusConfig, layout: Layout, names: Container[str]) -> JanusConfig:
+    """The config with its head tied to the word table or not, as the names in the files have it.
+
+    Transformers' config ties them by default, and its loader unties them where a file holds both.
+    """
+    if layout == "transformers" and "lm_head.weight" in names:
+        return replace(config, language=replace(config.language, tied_head=False))
+    return config
 
 
 def empty_model(config: JanusConfig) -> Janus:
@@ -122,7 +129,8 @@ def check_names(
     for what, names in (("missing", missing), ("unexpected", unexpected)):
         if names:
             more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-            problems.append(f"{what}: {', '.join(names[:10])}{more}")
+            shown = [name if name.isprintable() else repr(name) for name in names[:10]]
+            problems.append(f"{what}: {', '.join(shown)}{more}")
     misshapen = [
         f"{name} is {stored[name].shape}, not {shape}"
         for name, shape in expected.items()

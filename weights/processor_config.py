@@ -1,10 +1,11 @@
 """What the small files beside the weights state about pictures, prompts and special tokens, in both layouts.
 
 "deepseek" is the released layout; "transformers" what its Janus port writes, version 4 (flat) or 5 (nested).
-Every reader takes a folder or the files' contents by name, and raises ValueError naming file, key and value.
+Every reader takes the files' contents by name, as `read_side_files` gives them, and raises ValueError naming
+file, key and value.
 """
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -24,7 +25,13 @@ SIDE_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-Source = str | PathLike[str] | Mapping[str, bytes]
+
+# Names of tokens and roles where no file states them. The ids are always those of the checkpoint's own
+# vocabulary.
+IMAGE_TAG, IMAGE_START_TAG, IMAGE_END_TAG = "<image_placeholder>", "<begin_of_image>", "<end_of_image>"
+BOS_TOKEN, EOS_TOKEN, PAD_TOKEN = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+JANUS_ROLES = ("User", "Assistant")
+JANUS_PRO_ROLES = ("<|User|>", "<|Assistant|>")
 
 # Defaults of the released code (and of transformers), for keys that a file leaves out.
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -79,9 +86,9 @@ class ProcessorConfig:
     rescale_factor: float = 1 / 255
     do_normalize: bool = True
     num_image_tokens: int = 576
-    image_tag: str = "<image_placeholder>"
-    image_start_tag: str = "<begin_of_image>"
-    image_end_tag: str = "<end_of_image>"
+    image_tag: str = IMAGE_TAG
+    image_start_tag: str = IMAGE_START_TAG
+    image_end_tag: str = IMAGE_END_TAG
     image_generation_tag: str | None = None
     sft_format: str = "deepseek"
     extra_image: Mapping[str, Any] = field(default_factory=dict, hash=False)
@@ -113,12 +120,11 @@ def read_side_files(folder: str | PathLike[str]) -> dict[str, bytes]:
     }
 
 
-def read_processor_config(source: Source, *, where: str | None = None) -> ProcessorConfig:
+def read_processor_config(files: Mapping[str, bytes], *, where: str = "the checkpoint") -> ProcessorConfig:
     """Read `preprocessor_config.json` and `processor_config.json` of either layout.
 
     Raises FileNotFoundError where a folder has neither, ValueError for what cannot be honoured.
     """
-    files, where = _files(source, where)
     processor = read_object(files, "processor_config.json", where)
     image = read_object(files, "preprocessor_config.json", where)
     if "processor_config.json" not in files and "preprocessor_config.json" not in files:
@@ -136,19 +142,21 @@ def read_processor_config(source: Source, *, where: str | None = None) -> Proces
         name = "image_mean" if mean is None else "image_std"
         raise image.fail(name, "must be three numbers while do_normalize is true")
     processor.require("add_special_token", False, absent=False)
-    start, end = "<begin_of_image>", "<end_of_image>"
     tags = _transformers_tags(files, where)
+    image_size, min_size = _image_size(image), image.whole("min_size", 14, least=1)
+    if min_size > image_size:
+        raise image.fail("min_size", f"must be at most image_size, {image_size}")
     return ProcessorConfig(
-        image_size=_image_size(image),
-        min_size=image.whole("min_size", 14, least=1),
+        image_size=image_size,
+        min_size=min_size,
         image_mean=mean,
         image_std=std,
         rescale_factor=image.number("rescale_factor", 1 / 255),
         do_normalize=normalize,
         num_image_tokens=processor.whole("num_image_tokens", 576, least=1),
-        image_tag=processor.token("image_tag") or tags.get("image_token") or "<image_placeholder>",
-        image_start_tag=processor.token("image_start_tag") or tags.get("boi_token") or start,
-        image_end_tag=processor.token("image_end_tag") or tags.get("eoi_token") or end,
+        image_tag=processor.token("image_tag") or tags.get("image_token") or IMAGE_TAG,
+        image_start_tag=processor.token("image_start_tag") or tags.get("boi_token") or IMAGE_START_TAG,
+        image_end_tag=processor.token("image_end_tag") or tags.get("eoi_token") or IMAGE_END_TAG,
         image_generation_tag=processor.token("image_gen_tag"),
         sft_format=processor.text("sft_format") or "deepseek",
         extra_image={key: value for key, value in image.values.items() if key not in IMAGE_KEYS},
@@ -156,9 +164,8 @@ def read_processor_config(source: Source, *, where: str | None = None) -> Proces
     )
 
 
-def read_special_tokens(source: Source, *, where: str | None = None) -> SpecialTokens:
+def read_special_tokens(files: Mapping[str, bytes], *, where: str = "the checkpoint") -> SpecialTokens:
     """BOS, EOS, PAD as named in special_tokens_map.json, else tokenizer_config.json; the declared others."""
-    files, where = _files(source, where)
     declared = read_object(files, "special_tokens_map.json", where)
     config = read_object(files, "tokenizer_config.json", where)
     bos, eos, pad = (
@@ -170,9 +177,14 @@ def read_special_tokens(source: Source, *, where: str | None = None) -> SpecialT
     return SpecialTokens(bos=bos, eos=eos, pad=pad, additional=additional)
 
 
-def read_added_tokens(source: Source, *, where: str | None = None) -> dict[str, int]:
+def has_pro_roles(vocabulary: Container[str], additional: Container[str] | None) -> bool:
+    """Whether conversations use Janus-Pro's role tokens: known and, where there is a list, declared."""
+    known = all(role in vocabulary for role in JANUS_PRO_ROLES)
+    return known and (additional is None or JANUS_PRO_ROLES[0] in additional)
+
+
+def read_added_tokens(files: Mapping[str, bytes], *, where: str = "the checkpoint") -> dict[str, int]:
     """Tokens and ids beside a vocabulary: added_tokens.json, and tokenizer_config's added_tokens_decoder."""
-    files, where = _files(source, where)
     listed = read_object(files, "added_tokens.json", where)
     config = read_object(files, "tokenizer_config.json", where)
     added: dict[str, int] = {}
@@ -188,9 +200,8 @@ def read_added_tokens(source: Source, *, where: str | None = None) -> dict[str, 
     return added
 
 
-def read_window(source: Source, *, where: str | None = None) -> int | None:
+def read_window(files: Mapping[str, bytes], *, where: str = "the checkpoint") -> int | None:
     """The most tokens that the model was made for (tokenizer_config's model_max_length), or None."""
-    files, where = _files(source, where)
     config = read_object(files, "tokenizer_config.json", where)
     value = config.values.get("model_max_length")
     # transformers writes 10^30 for "no limit", as a float or an int.
@@ -199,11 +210,10 @@ def read_window(source: Source, *, where: str | None = None) -> int | None:
     return config.whole("model_max_length", 0, least=1)
 
 
-def read_generation_defaults(source: Source | bytes) -> dict[str, float]:
-    """`guidance` and `temperature` where a generation_config.json (in a folder, or its bytes) states them."""
-    if isinstance(source, bytes):
-        source = {"generation_config.json": source}
-    files, where = _files(source, None)
+def read_generation_defaults(
+    files: Mapping[str, bytes], *, where: str = "the checkpoint"
+) -> dict[str, float]:
+    """`guidance` and `temperature` where generation_config.json states them."""
     config = read_object(files, "generation_config.json", where)
     names = {"guidance": "guidance_scale", "temperature": "temperature"}
     return {name: config.number(key, 0) for name, key in names.items() if config.stated(key)}
@@ -213,12 +223,6 @@ def read_object(files: Mapping[str, bytes], name: str, where: str = "the checkpo
     """One of the files as a JSON object; an empty one where it is absent."""
     path = f"{where}/{name}"
     return JsonObject(parse_object(files[name], path) if name in files else {}, f"{path}: ")
-
-
-def _files(source: Source, where: str | None) -> tuple[Mapping[str, bytes], str]:
-    if isinstance(source, Mapping):
-        return source, where or "the checkpoint"
-    return read_side_files(source), where or str(source)
 
 
 def _check_image_switches(image: JsonObject) -> None:

@@ -143,7 +143,10 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    return tensor.layout == torch.strided and tensor.device.type == "cpu" and not tensor.is_nested
+    """Whether every element has a place of its own in memory: no stride repeats what the file holds once."""
+    if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_nested:
+        return False
+    return tensor.nbytes <= tensor.untyped_storage().nbytes()
 
 
 def read(file: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:

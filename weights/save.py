@@ -13,7 +13,7 @@ from janus.models.janus import Janus
 from janus.weights.config_files import format_config
 from janus.weights.load import parameter_names
 from janus.weights.names import LAYOUTS, Layout, sources
-from janus.weights.processor_files import convert_side_files, image_token_id
+from janus.weights.side_files import convert_side_files, image_token_id
 
 # Every name that saving gives to a file of weights: others in the folder are not ours to remove.
 WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")

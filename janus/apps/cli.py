@@ -4,6 +4,8 @@ Heavy imports wait until a command runs, so that help and doctor always work.
 """
 
 import argparse
+import io
+import os
 import sys
 import warnings
 from collections.abc import Iterable
@@ -157,7 +159,7 @@ def _load(options: argparse.Namespace, *pictures: str | Path) -> Any:
     import janus
 
     for picture in pictures:
-        if not Path(picture).is_file():
+        if not str(picture).startswith("data:") and not Path(picture).is_file():
             raise FileNotFoundError(f"{picture} is not a file: give the path of a picture")
     return janus.load(
         options.model,
@@ -166,6 +168,15 @@ def _load(options: argparse.Namespace, *pictures: str | Path) -> Any:
         revision=options.revision,
         corrected_pictures=options.corrected_pictures,
     )
+
+
+def _prepare_output(output: Path) -> None:
+    """Make the folder that a picture will be written to; what cannot be written is told before the work."""
+    if output.suffix.lower() != ".png" or output.is_dir():
+        raise ValueError(f"{output} must be a file that ends in .png")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    if not os.access(output if output.exists() else output.parent, os.W_OK):
+        raise PermissionError(f"{output} cannot be written: choose another place with -o")
 
 
 def _answer_options(options: argparse.Namespace) -> dict[str, Any]:
@@ -212,13 +223,11 @@ def _draw(options: argparse.Namespace) -> int:
     import torch
     from PIL.PngImagePlugin import PngInfo
 
-    if options.output.suffix.lower() != ".png":
-        raise ValueError(f"{options.output} must end in .png")
+    _prepare_output(options.output)
     pipe = _load(options, *([options.prefix] if options.prefix else []))
     seed = int(torch.seed() % 2**32) if options.seed is None else options.seed
     names = ("n", "guidance", "temperature", "top_k", "top_p", "batch_size", "prefix", "rows")
     pictures = pipe.draw(options.prompt, seed=seed, **{name: getattr(options, name) for name in names})
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     for index, picture in enumerate(pictures):
         file = options.output
         if len(pictures) > 1:
@@ -232,8 +241,8 @@ def _draw(options: argparse.Namespace) -> int:
 
 
 def _reconstruct(options: argparse.Namespace) -> int:
+    _prepare_output(options.output)
     picture = _load(options, options.image).reconstruct(options.image)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
     picture.save(options.output)
     print(options.output)
     return 0
@@ -278,20 +287,28 @@ def _doctor(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; -> its exit status. What a user can cause is one line on stderr and status 2."""
     options = build_parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(
+            errors="replace"
+        )  # an answer may hold what the output's encoding has no letter for
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda text, *_: print(f"janus: warning: {text}", file=sys.stderr)
             return options.run(options)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; what is still buffered has nowhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
     except KeyboardInterrupt:
         return 130
     except RuntimeError as error:
-        # torch's own class for this exists only once torch has been imported.
-        if type(error).__name__ != "OutOfMemoryError":
+        # torch raises its own class on CUDA and plain errors elsewhere, all with words like these.
+        if not any(words in str(error).lower() for words in ("out of memory", "can't allocate memory")):
             raise
-        reason = str(error).split(". ")[0]
-        message = f"{reason}: draw fewer pictures at once with --batch-size, or take a smaller model"
+        remedy = "take a smaller model, a 16-bit dtype, or draw fewer pictures at once"
+        message = f"{str(error).split('. ')[0]}: {remedy}"
     print(f"janus: error: {message}", file=sys.stderr)
     return 2
 

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from janus.apps.machine import Cache, Machine, TorchBuild, described
+from janus.apps.machine import Cache, Machine, TorchBuild
+from janus.checks import one_line
+from janus.config import PRESETS, JanusConfig
 
 Status = Literal["ok", "warning", "problem"]
 
-OLDEST_PYTHON = (3, 10)
+OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 6)
 # Which triton a torch release is built with; releases that are not listed are not judged.
 TRITON_OF_TORCH = {(2, 11): (3, 6), (2, 13): (3, 7), (2, 14): (3, 8), (2, 15): (3, 9)}
@@ -32,23 +34,22 @@ class Finding:
 
 @dataclass(frozen=True)
 class ModelSize:
-    """What a released model takes: bytes to download, numbers to hold, and the shape of its cache."""
+    """What a released model takes: bytes to download, numbers to hold, the preset that shapes its cache."""
 
     name: str
     download: float
     parameters: int
-    layers: int
-    width: int
+    config: JanusConfig
 
     def memory(self, bytes_per_number: int) -> int:
         """Bytes of the weights and of the keys and values of one guided picture."""
-        cached = PICTURE_ROWS * PICTURE_TOKENS * self.layers * 2 * self.width
+        cached = PICTURE_ROWS * PICTURE_TOKENS * self.config.language.layers * 2 * self.config.language.width
         return (self.parameters + cached) * bytes_per_number
 
 
 MODELS = (
-    ModelSize("Janus-1.3B and Janus-Pro-1B", 4.2e9, 2_089_232_011, 24, 2048),
-    ModelSize("Janus-Pro-7B", 14.8e9, 7_420_368_523, 30, 4096),
+    ModelSize("Janus-1.3B and Janus-Pro-1B", 4.2e9, 2_076_636_811, PRESETS["Janus-Pro-1B"]),
+    ModelSize("Janus-Pro-7B", 14.8e9, 7_407_773_323, PRESETS["Janus-Pro-7B"]),
 )
 
 
@@ -83,7 +84,7 @@ def check_clash(other: str | None) -> Finding:
         "import name",
         "problem",
         f"the package janus {other} (an asyncio queue) has the same import name, and they clash: "
-        "`pip uninstall janus && pip install --force-reinstall --no-deps janus-torch`",
+        "`pip uninstall janus`, then install this package again",
     )
 
 
@@ -253,7 +254,7 @@ def check_memory(name: str, total: int | None) -> Finding:
     text = f"{_gigabytes(total)}; {'; '.join(parts)}"
     if any(min(size.values()) <= total for _, size in sizes):
         return Finding(name, "ok", text)
-    return Finding(name, "warning", f"{text}: take a larger machine, or the small default model")
+    return Finding(name, "warning", f"{text}: take a smaller model, or a larger machine")
 
 
 def findings(machine: Machine) -> list[Finding]:
@@ -274,7 +275,7 @@ def _guarded(name: str, check: Callable[[], list[Finding]]) -> list[Finding]:
     try:
         return check()
     except Exception as error:
-        return [Finding(name, "problem", f"the check failed: {described(error)}")]
+        return [Finding(name, "problem", f"the check failed: {one_line(error)}")]
 
 
 def _python(machine: Machine) -> Finding:
@@ -286,7 +287,7 @@ def _torch_and_gpus(machine: Machine) -> list[Finding]:
     try:
         build = machine.torch
     except Exception as error:
-        text = f"cannot be imported ({described(error)}): `pip install --force-reinstall torch`"
+        text = f"cannot be imported ({one_line(error)}): `pip install --force-reinstall torch`"
         return [Finding("torch", "problem", text)]
     system, processor = machine.system, machine.processor
 

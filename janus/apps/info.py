@@ -10,12 +10,13 @@ from typing import Any
 
 import torch
 
+from janus.checks import require_whole
 from janus.config import JanusConfig
 from janus.inference.cache import bytes_per_position
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
-from janus.weights.load import WINDOW, empty_model, inspect, parameter_names
-from janus.weights.read import read, windows
+from janus.weights.load import WINDOW, empty_model, inspect, parameter_names, settle_tie
+from janus.weights.read import choose_weights, contents, read, weight_files, windows
 
 DTYPES = (torch.float32, torch.bfloat16)
 GIB = 1 << 30
@@ -33,7 +34,7 @@ def parameters_by_part(config: JanusConfig) -> dict[str, int]:
 
 
 def estimate(
-    config: JanusConfig, dtype: torch.dtype, *, pictures: int, prompt: int, answer: int
+    config: JanusConfig, dtype: torch.dtype, parameters: int, *, pictures: int, prompt: int, answer: int
 ) -> dict[str, int]:
     """Bytes of the weights, of the caches of guided pictures drawn at once, and of the cache of one answer.
 
@@ -41,7 +42,7 @@ def estimate(
     """
     each = bytes_per_position(config.language, dtype)
     return {
-        "weights": parameters_by_part(config)["total"] * dtype.itemsize,
+        "weights": parameters * dtype.itemsize,
         "picture_caches": 2 * pictures * (prompt + config.picture_tokens) * each,
         "answer_cache": (prompt + config.vision.tokens + answer) * each,
     }
@@ -63,20 +64,25 @@ def not_finite(path: str | Path, *, revision: str | None = None) -> dict[str, in
 def describe(
     path: str | Path, *, revision: str | None, pictures: int, prompt: int, answer: int
 ) -> dict[str, Any]:
-    """All that `janus info` tells, as plain values. Needs the small files only."""
-    config, layout = read_config(find(path, weights=False, revision=revision))
+    """All that `janus info` tells, as plain values. Needs the small files only, and reads no weight."""
+    for name, value in (("pictures", pictures), ("prompt_tokens", prompt), ("answer_tokens", answer)):
+        require_whole(name, value, least=0)
+    folder = find(path, weights=False, revision=revision)
+    config, layout = read_config(folder)
+    if choose_weights(file.name for file in folder.iterdir()):
+        config = settle_tie(config, layout, contents(weight_files(folder)))
     architecture = asdict(config)
     architecture.pop("extra")
+    parameters = parameters_by_part(config)
+    use = {"pictures": pictures, "prompt": prompt, "answer": answer}
     return {
         "model": str(path),
         "layout": layout,
         "config": architecture,
-        "parameters": parameters_by_part(config),
+        "parameters": parameters,
         "use": {"pictures": pictures, "prompt_tokens": prompt, "answer_tokens": answer},
         "memory": {
-            str(dtype).removeprefix("torch."): estimate(
-                config, dtype, pictures=pictures, prompt=prompt, answer=answer
-            )
+            str(dtype).removeprefix("torch."): estimate(config, dtype, parameters["total"], **use)
             for dtype in DTYPES
         },
     }

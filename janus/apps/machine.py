@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from janus.checks import one_line
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -92,7 +94,7 @@ class Machine:
             mps_built=torch.backends.mps.is_built(),
             mps_available=torch.backends.mps.is_available(),
             bfloat16=computes_bfloat16(resolve_device()),
-            complaint=brief(str(complaints[0].message)) if complaints else "",
+            complaint=str(complaints[0].message).splitlines()[0][:160] if complaints else "",
         )
 
     @property
@@ -116,7 +118,7 @@ class Machine:
             return None
         # nvidia-smi may be left over on a machine whose card is gone.
         listing = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30)
-        return brief(listing.stdout) or None if listing.returncode == 0 else None
+        return listing.stdout.strip().split("\n")[0] or None if listing.returncode == 0 else None
 
     @property
     def hidden(self) -> str | None:
@@ -137,7 +139,7 @@ class Machine:
         try:
             return str(getattr(importlib.import_module(name), "__version__", version)), None
         except Exception as error:
-            return version, described(error)
+            return version, one_line(error)
 
     @cached_property
     def cache(self) -> Cache:
@@ -186,15 +188,3 @@ def _windows_memory() -> int | None:
     kilobytes = ctypes.c_ulonglong()
     found = ctypes.windll.kernel32.GetPhysicallyInstalledSystemMemory(ctypes.byref(kilobytes))
     return kilobytes.value * 1024 if found else None
-
-
-def described(error: Exception) -> str:
-    """An exception in one line."""
-    text = brief(str(error))
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
-
-
-def brief(text: str, *, limit: int = 160) -> str:
-    """The first line of a text that says anything, cut to `limit` characters."""
-    line = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    return line if len(line) <= limit else f"{line[: limit - 1]}…"

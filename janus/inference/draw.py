@@ -12,11 +12,10 @@ from torch import Tensor
 from janus.checks import require_number, require_whole
 from janus.devices import free_memory
 from janus.inference.cache import Prefix, StaticCache, bytes_per_position, join
-from janus.inference.sampling import Sampling, choose, exponential_noise, guide
+from janus.inference.sampling import Noise, Sampling, choose, guide, seeded_noise
 from janus.inference.text import check_window
 from janus.models.janus import Janus
 
-Noise = Callable[[int], Tensor]
 # Without a batch size: so many pictures at once at most, and caches within this share of the free memory.
 MOST_PICTURES = 16
 MEMORY_SHARE = 0.5
@@ -62,7 +61,8 @@ class Prefixes:
 
     def forget_all_but(self, wanted: Sequence[tuple[int, ...]]) -> None:
         """Drop prefixes that no picture to come will continue."""
-        self.known = {ids: prefix for ids, prefix in self.known.items() if ids in set(wanted)}
+        kept = set(wanted)
+        self.known = {ids: prefix for ids, prefix in self.known.items() if ids in kept}
 
 
 def unconditional(prompt: tuple[int, ...], pad_id: int) -> tuple[int, ...]:
@@ -127,20 +127,15 @@ def _steps(
 
     if start:
         hidden = advance(torch.tensor([picture.start for picture in pictures], device=model.device))
-    seeds, numbers = [picture.seed for picture in pictures], [picture.number for picture in pictures]
+    if noise is None and not sampling.greedy:
+        seeds, numbers = [picture.seed for picture in pictures], [picture.number for picture in pictures]
+        noise = seeded_noise(seeds, numbers, model.config.vq.codes, model.device)
     for position in range(start, end):
         logits = model.image_logits(hidden).float()
-        conditional, rest = logits[: len(pictures)], logits[len(pictures) :] if guided else None
-        combined = conditional if rest is None else guide(conditional, rest, guidance)
-        drawn = None
-        if not sampling.greedy:
-            drawn = (
-                noise(position)
-                if noise
-                else exponential_noise(seeds, numbers, position, combined.shape[-1], model.device)
-            )
-        codes = choose(combined, sampling, drawn)
-        yield DrawStep(position, conditional, rest, codes)
+        conditional, baseline = logits[: len(pictures)], logits[len(pictures) :] if guided else None
+        combined = conditional if baseline is None else guide(conditional, baseline, guidance)
+        codes = choose(combined, sampling, noise(position) if noise else None)
+        yield DrawStep(position, conditional, baseline, codes)
         if position + 1 < end:
             hidden = advance(codes[:, None])
 
@@ -164,12 +159,12 @@ def draw_codes(
     guidance: float = 5.0,
     sampling: Sampling | None = None,
     batch_size: int | None = None,
-    on_codes: Callable[[int, Tensor], None] | None = None,
+    on_codes: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Tensor]:
     """Codes (P', grid, grid) of the pictures in order, a batch at a time.
 
-    Without a batch size it is `pictures_at_once`. `on_codes` is called after every step with the number of
-    the batch's first picture and the codes so far, (P', steps).
+    Without a batch size it is `pictures_at_once`. `on_codes` is called after every step with the
+    batch's codes so far, (P', steps).
     """
     if batch_size is not None:
         require_whole("batch_size", batch_size, least=1)
@@ -189,7 +184,7 @@ def draw_codes(
         ):
             codes[:, step.position] = step.codes
             if on_codes:
-                on_codes(first, codes[:, : step.position + 1])
+                on_codes(codes[:, : step.position + 1])
         yield codes.unflatten(1, (model.config.grid, model.config.grid))
 
 

@@ -11,6 +11,8 @@ class Progress:
     """Counts to `total`. `show`: None for a bar on terminals, True, False, or a function (done, total)."""
 
     def __init__(self, total: int, unit: str, show: bool | Report | None) -> None:
+        if show not in (None, True, False) and not callable(show):
+            raise ValueError(f"progress must be None, True, False or a function (done, total), not {show!r}")
         self.total = total
         self.done = 0
         self.report = show if callable(show) else None

@@ -1,13 +1,13 @@
 """How a token is chosen: guidance, the limits of a distribution, and noise that anybody can compute again.
 
-The noise at one position is a function of (seed, row, position, token) and of nothing else, the same on every
-device: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011) with the seed as
-its key and the rest as its counter. Choosing argmax(p / e) with e exponentially distributed samples from p;
-`torch.multinomial` does the same with noise of its own.
+The noise at one position is a function of (seed, row, position, token) and of nothing else, on every device
+the same but for the rounding of a logarithm: Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy
+as 1, 2, 3", 2011) with the seed as its key and the rest as its counter. Choosing argmax(p / e) with e
+exponentially distributed samples from p; `torch.multinomial` does the same with noise of its own.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from janus.checks import require_number, require_whole
 
 WORD = 0xFFFFFFFF
+Noise = Callable[[int], Tensor]  # from a position to exponentially distributed (B, V)
 COLDEST = 1e-6  # below it, logits divided by the temperature could leave the range of float32
 SMALLEST = 5e-324  # the least number above 0
 
@@ -96,12 +97,11 @@ def philox(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Te
     return c0, c1, c2, c3
 
 
-def exponential_noise(
-    seeds: Sequence[int], rows: Sequence[int], position: int, tokens: int, device: torch.device
-) -> Tensor:
-    """(B, tokens) float32, exponentially distributed: row b is that of picture `rows[b]` of seed `seeds[b]`.
+def seeded_noise(seeds: Sequence[int], rows: Sequence[int], tokens: int, device: torch.device) -> Noise:
+    """From a position to (B, tokens) float32, exponentially distributed.
 
-    Seeds may be any whole numbers; they count modulo 2^64.
+    Row b is that of picture (or answer) `rows[b]` of seed `seeds[b]`; seeds may be any whole numbers and
+    count modulo 2^64.
     """
     words = torch.tensor(
         [[seed & WORD, (seed >> 32) & WORD, row & WORD] for seed, row in zip(seeds, rows, strict=True)],
@@ -110,8 +110,13 @@ def exponential_noise(
     low, high, row_words = words[:, 0:1], words[:, 1:2], words[:, 2:3]
     blocks = torch.arange((tokens + 3) // 4, device=device)[None]
     zero = torch.zeros_like(row_words)
-    drawn = torch.stack(philox((low, high), (blocks, zero + position, row_words, zero)), dim=-1)
-    # The middle of each of 2^32 equal parts of (0, 1): never 0, and finest near 0, where the winners of a
-    # race are. The last parts would round to 1, whose noise is infinite: not even a certain token would win.
-    uniform = (drawn.flatten(1)[:, :tokens].to(torch.float32) + 0.5) * 2.0**-32
-    return -torch.log1p(-uniform.clamp_max(1 - 2.0**-24))
+
+    def noise(position: int) -> Tensor:
+        drawn = torch.stack(philox((low, high), (blocks, zero + position, row_words, zero)), dim=-1)
+        # The middle of each of 2^32 equal parts of (0, 1): never 0, and finest near 0, where the winners of a
+        # race are. The last parts would round to 1, whose noise is infinite: not even a certain token would
+        # win.
+        uniform = (drawn.flatten(1)[:, :tokens].to(torch.float32) + 0.5) * 2.0**-32
+        return -torch.log1p(-uniform.clamp_max(1 - 2.0**-24))
+
+    return noise

@@ -3,7 +3,7 @@
 B rows, S positions, D width, V vocabulary.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,10 +11,9 @@ from torch import Tensor
 
 from janus.checks import require_whole
 from janus.inference.cache import StaticCache
-from janus.inference.sampling import Sampling, choose, exponential_noise
+from janus.inference.sampling import Noise, Sampling, choose, seeded_noise
 from janus.models.janus import Janus
 
-Noise = Callable[[int], Tensor]
 GREEDY = Sampling(temperature=0)
 
 
@@ -73,12 +72,8 @@ def generate(
             raise ValueError(
                 f"sampling {rows} rows needs {rows} seeds, not {seeds if seeds is None else len(seeds)}"
             )
-        noise = _seeded_noise(seeds, model.config.language.vocabulary, embeds.device)
+        noise = seeded_noise(seeds, [0] * rows, model.config.language.vocabulary, embeds.device)
     return _steps(model, embeds, attention_mask, end_id, max_new_tokens, sampling, noise, cache)
-
-
-def _seeded_noise(seeds: Sequence[int], vocabulary: int, device: torch.device) -> Noise:
-    return lambda step: exponential_noise(seeds, [0] * len(seeds), step, vocabulary, device)
 
 
 @torch.no_grad()
@@ -115,6 +110,7 @@ class Memory:
         self.ids: list[int] = []
         self.pixels: Tensor | None = None
         self.cache: StaticCache | None = None
+        self.weights: object = None
 
     def shared(self, ids: Sequence[int], pixels: Tensor, starts: Sequence[int], tokens: int) -> int:
         """How many leading positions of a prompt are in the cache already; never the last, which must be run.
@@ -130,8 +126,10 @@ class Memory:
         )
         count = min(common, same, len(self.ids))
         for number, start in enumerate(starts):
+            if start >= count:
+                break
             known = number < len(self.pixels) and torch.equal(self.pixels[number], pixels[number])
-            if start < count and (not known or start + tokens > count):
+            if not known or start + tokens > count:
                 return start
         return count
 
@@ -143,6 +141,10 @@ class Memory:
 
         The cache has room for them and for `room` more.
         """
+        weights = [(id(parameter), parameter._version, parameter.dtype) for parameter in model.parameters()]
+        if weights != self.weights:
+            # Trained, moved or cast since: what was computed with other weights is no past of theirs.
+            self.cache, self.weights = None, weights
         sequence = ids[0].tolist()
         tokens = model.config.vision.tokens
         starts = image_mask[0].nonzero().flatten().tolist()[::tokens]

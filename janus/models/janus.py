@@ -55,7 +55,7 @@ class Janus(nn.Module):
 
         Words, and where the mask is true the pictures' features, in reading order.
         """
-        words = self.language.embed(input_ids.clamp_min(0))
+        words = self.language.embed(input_ids.clamp_min(0))  # negative ids mark pictures for the original too
         marked = 0 if image_mask is None else int(image_mask.sum())
         pictures = 0 if pixels is None else len(pixels)
         if marked != pictures * self.config.vision.tokens:

@@ -46,12 +46,16 @@ def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
 def causal_mask(queries: int, keys: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
     """Which keys each query may see: (B or 1, 1, S, K) bool. The queries are the last of the keys.
 
-    `valid`, (B, K) bool, tells real keys from padding. None where every query sees every key.
+    `valid`, (B, K) bool, tells real keys from padding. None where every query sees every key. Padding sees
+    itself: a query without any key is NaN in some attention kernels, and NaN would spread to the real ones.
     """
     if valid is None and queries == 1:
         return None
-    below = torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)[None, None]
-    return below if valid is None else below & valid[:, None, None, :]
+    key = torch.arange(keys, device=device)
+    query = key[keys - queries :, None]
+    if valid is None:
+        return (key <= query)[None, None]
+    return (key <= query) & (valid[:, None, None, :] | (key == query))
 
 
 class RMSNorm(nn.Module):

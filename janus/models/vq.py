@@ -193,7 +193,7 @@ class VQ(nn.Module):
 
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> codes (B, H / factor, W / factor), int64."""
-        return self.quantize(self.latents(pixels))[1]
+        return self.nearest(self.latents(pixels))
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) -> pixels (B, 3, factor * h, factor * w), nominally in [-1, 1] but not clipped."""
@@ -208,18 +208,23 @@ class VQ(nn.Module):
             )
         return self.quant_conv(self.encoder(pixels.to(self.codebook.dtype)))
 
+    def nearest(self, latents: Tensor) -> Tensor:
+        """(B, C, h, w) -> the codes (B, h, w) whose entries are nearest, both at unit length."""
+        entries = F.normalize(self.codebook, dim=1)
+        codes = torch.empty_like(latents[:, 0], dtype=torch.long)
+        # One picture at a time: the distances of all positions to all codes are 38 MB for each released
+        # picture.
+        for picture, its_codes in zip(F.normalize(latents, dim=1), codes, strict=True):
+            found = nearest_code(rearrange(picture, "C h w -> (h w) C"), entries)
+            its_codes.copy_(found.view_as(its_codes))
+        return codes
+
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> the nearest codes' entries in the same shape, and the codes (B, h, w).
 
         Gradients pass straight through to the (normalised) latents.
         """
-        normalised = F.normalize(latents, dim=1)
-        # One picture at a time: the distances of N positions to all codes are the largest tensor of the whole
-        # model.
-        codes = torch.empty_like(latents[:, 0], dtype=torch.long)
-        for picture, its_codes in zip(normalised, codes, strict=True):
-            found = nearest_code(rearrange(picture, "C h w -> (h w) C"), F.normalize(self.codebook, dim=1))
-            its_codes.copy_(found.view_as(its_codes))
+        normalised, codes = F.normalize(latents, dim=1), self.nearest(latents)
         return normalised + (self.lookup(codes) - normalised).detach(), codes
 
     def lookup(self, codes: Tensor) -> Tensor:

@@ -9,12 +9,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from janus.weights.processor_config import EOS_TOKEN, JANUS_PRO_ROLES, JANUS_ROLES
+
 DEFAULT_SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the "
     "user provides, and assist the user with a variety of tasks using natural language."
 )
-JANUS_PRO_ROLES = ("<|User|>", "<|Assistant|>")
-JANUS_ROLES = ("User", "Assistant")
 OPENAI_ROLES = ("user", "assistant", "system")
 
 Message = Mapping[str, Any]
@@ -68,7 +68,7 @@ def choose_template(sft_format: str, *, pro_roles: bool) -> Template:
     """
     if sft_format in ("deepseek", "deepseek_old"):
         roles = JANUS_PRO_ROLES if pro_roles else JANUS_ROLES
-        return Template(style="deepseek", roles=roles, separators=("\n\n", "<｜end▁of▁sentence｜>"))
+        return Template(style="deepseek", roles=roles, separators=("\n\n", EOS_TOKEN))
     if sft_format in ("llama-2", "llava_llama2"):
         return Template(style="llama-2", roles=("[INST]", "[/INST]"), separators=(" ", " </s><s>"))
     if sft_format == "plain":
@@ -149,7 +149,7 @@ def _check_released(index: int, message: Message) -> None:
             f"message {index}: content is {type(message['content']).__name__}: give a str with this role "
             f"({message['role']!r}), or use the roles user and assistant"
         )
-    if not isinstance(message.get("images") or [], (list, tuple)):
+    if not isinstance(message.get("images"), (list, tuple, type(None))):
         raise ValueError(
             f"message {index}: images is {type(message['images']).__name__}: give a list of pictures"
         )

@@ -16,9 +16,11 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from janus.weights.processor_files import ProcessorConfig
+from janus.checks import one_line
+from janus.weights.processor_config import ProcessorConfig
 
 GRAY = (127, 127, 127)
+LONGEST_STRIP = 16  # how many times its short side
 SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
@@ -96,7 +98,13 @@ def square_picture(picture: Image.Image, size: int) -> Image.Image:
     """The centre of a picture, size x size RGB: short side resized to `size` (bicubic), long side cropped."""
     if size <= 0:
         raise ValueError(f"size is {size}: a positive number of pixels is needed")
-    scale = size / min(picture.size)
+    short = min(picture.size)
+    # Of a very long strip only the middle is resized: the whole could take any amount of memory.
+    margins = [max(0, side - LONGEST_STRIP * short) // 2 for side in picture.size]
+    if any(margins):
+        x, y = margins
+        picture = picture.crop((x, y, picture.width - x, picture.height - y))
+    scale = size / short
     width, height = (max(size, round(side * scale)) for side in picture.size)
     left, top = (width - size) // 2, (height - size) // 2
     resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
@@ -141,12 +149,10 @@ def _finish(
             f"{name} is not a picture: give a PNG, JPEG or another format of Pillow's"
         ) from error
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{name} is too large ({_one_line(error)}): scale it down first") from error
+        raise ValueError(f"{name} is too large ({one_line(error)}): scale it down first") from error
     # Any class of exception: Pillow's decoders raise whatever a damaged file makes them stumble over.
     except Exception as error:
-        raise ValueError(
-            f"{name} cannot be read as a picture ({_one_line(error)}): check the file"
-        ) from error
+        raise ValueError(f"{name} cannot be read as a picture ({one_line(error)}): check the file") from error
 
 
 def _corrected(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -194,9 +200,5 @@ def _from_uri(uri: str) -> bytes:
         raise ValueError(f"{uri[:40]!r} is not a picture's URI: it must begin with data:image/…;base64,")
     try:
         return base64.b64decode("".join(body.split()), validate=True)
-    except binascii.Error as error:
+    except (binascii.Error, ValueError) as error:  # ValueError: a letter beyond ASCII
         raise ValueError(f"a data: URI is not valid base64 ({error}): encode the picture again") from error
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -22,7 +22,7 @@ from janus.processing.chat import (
 )
 from janus.processing.image import ImageProcessor
 from janus.processing.tokenizer import Tokenizer
-from janus.weights.processor_files import (
+from janus.weights.processor_config import (
     has_pro_roles,
     read_processor_config,
     read_side_files,

@@ -8,14 +8,21 @@ from typing import Any, Protocol
 
 from tokenizers import Tokenizer as JsonTokenizer
 
+from janus.checks import one_line
 from janus.processing.chat import Segment
-from janus.weights.processor_files import read_added_tokens, read_side_files, read_special_tokens
+from janus.weights.processor_config import (
+    BOS_TOKEN,
+    EOS_TOKEN,
+    PAD_TOKEN,
+    read_added_tokens,
+    read_side_files,
+    read_special_tokens,
+)
 
 # The original looks for this name first, whatever the tokenizer's configuration says.
-DEFAULT_PAD_TOKEN = "<｜▁pad▁｜>"
 # For a folder whose configuration names none: the released names, then sentencepiece's own.
-BOS_TOKENS = ("<｜begin▁of▁sentence｜>", "<s>")
-EOS_TOKENS = ("<｜end▁of▁sentence｜>", "</s>")
+BOS_TOKENS = (BOS_TOKEN, "<s>")
+EOS_TOKENS = (EOS_TOKEN, "</s>")
 REPLACEMENT = "\ufffd"
 MARKUP = re.compile(r"<[^<>\s]+>")
 BYTE_PIECE = re.compile(r"<0x[0-9A-Fa-f]{2}>")
@@ -47,9 +54,13 @@ class JsonBackend:
         # Any class of exception: what is raised depends on which part of the file has the wrong shape.
         except Exception as error:
             raise ValueError(
-                f"{where} is not a tokenizer file ({_one_line(error)}): download it again"
+                f"{where} is not a tokenizer file ({one_line(error)}): download it again"
             ) from error
         self.plain.encode_special_tokens = True
+        for each in (self.tokenizer, self.plain):
+            # Transformers stores what its last call asked for; a prompt is never cut or padded here.
+            each.no_truncation()
+            each.no_padding()
         self.vocabulary: Mapping[str, int] = self.tokenizer.get_vocab(with_added_tokens=True)
         added = self.tokenizer.get_added_tokens_decoder().values()
         self.specials = frozenset(
@@ -82,7 +93,7 @@ class SentencePieceBackend:
             self.model = SentencePieceProcessor(model_proto=content)
         except (RuntimeError, OSError) as error:
             raise ValueError(
-                f"{where} is not a sentencepiece model ({_one_line(error)}): download it again"
+                f"{where} is not a sentencepiece model ({one_line(error)}): download it again"
             ) from error
         pieces = [self.model.id_to_piece(index) for index in range(self.model.get_piece_size())]
         self.vocabulary: Mapping[str, int] = {piece: index for index, piece in enumerate(pieces)} | dict(
@@ -157,7 +168,7 @@ class Tokenizer:
         special = read_special_tokens(files, where=where)
         self.bos_id = self.id(special.bos or self._first_known(BOS_TOKENS))
         self.eos_id = self.id(special.eos or self._first_known(EOS_TOKENS))
-        pad = special.pad or (DEFAULT_PAD_TOKEN if DEFAULT_PAD_TOKEN in self else None)
+        pad = special.pad or (PAD_TOKEN if PAD_TOKEN in self else None)
         self.pad_id = self.id(pad) if pad else self.eos_id
         self.additional = special.additional
         self._split = _any_of(backend.specials)
@@ -186,6 +197,7 @@ class Tokenizer:
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """Ids without BOS; with `special` False a special token's spelling is plain text."""
+        _check_text(text)
         return self.backend.encode(text, special=special)
 
     def encode_segments(self, segments: Iterable[Segment]) -> list[int]:
@@ -195,6 +207,7 @@ class Tokenizer:
         wherever a user's text spells no special token.
         """
         segments = list(segments)
+        _check_text("".join(segment.text for segment in segments))
         if all(segment.special for segment in segments):
             return self.encode("".join(segment.text for segment in segments))
         ids: list[int] = []
@@ -229,6 +242,10 @@ class Tokenizer:
 
     def __len__(self) -> int:
         return len(self.backend.vocabulary)
+
+    @property
+    def largest_id(self) -> int:
+        return max(self.backend.vocabulary.values())
 
 
 class TextStream:
@@ -276,6 +293,15 @@ class TextStream:
         return text
 
 
+def _check_text(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"the text holds {text[error.start]!r}, half of a character: mend its encoding"
+        ) from error
+
+
 def _is_markup(token: str) -> bool:
     return MARKUP.fullmatch(token) is not None and BYTE_PIECE.fullmatch(token) is None
 
@@ -293,7 +319,3 @@ def _any_of(spellings: Iterable[str]) -> re.Pattern[str]:
     """Matches the longest of the spellings; nothing at all when there are none."""
     ordered = sorted(spellings, key=len, reverse=True)
     return re.compile("|".join(map(re.escape, ordered)) if ordered else r"(?!)")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200]

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -159,7 +160,10 @@ def test_convert_writes_into_new_or_empty_folders_only(
         (["ask", "Hi", "-m", "{checkpoint}", "--device", "cuda:99"], "device 'cuda:99' is not available"),
         (["ask", "Hi", "-m", "{checkpoint}", "--max-new-tokens", "5000"], "over the context window of 1024"),
         (["draw", "a cat", "-m", "{checkpoint}", "-n", "0"], "n must be a whole number of at least 1"),
-        (["draw", "a cat", "-m", "{checkpoint}", "-o", "cat.jpg"], "cat.jpg must end in .png"),
+        (
+            ["draw", "a cat", "-m", "{checkpoint}", "-o", "cat.jpg"],
+            "cat.jpg must be a file that ends in .png",
+        ),
         (["draw", "a cat", "-m", "{checkpoint}", "--rows", "2"], "prefix and rows go together"),
         (["info"], "name a checkpoint with -m"),
     ],
@@ -206,3 +210,46 @@ def test_no_bar_where_output_is_not_a_terminal(
 ) -> None:
     assert cli.main(["draw", "a cat", "-m", checkpoint, "-o", str(tmp_path / "cat.png")]) == 0
     assert capfd.readouterr().err == ""
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(checkpoint: str) -> None:
+    command = [sys.executable, "-m", "janus.apps.cli", "info", "-m", checkpoint]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=REPOSITORY) as run:
+        assert run.stdout is not None
+        run.stdout.close()
+        _, errors = run.communicate()
+    assert run.returncode == 0
+    assert errors == b""
+
+
+@pytest.mark.parametrize("place", ["folder.png", "file/cat.png"])
+def test_where_nothing_can_be_written_nothing_is_drawn(
+    place: str,
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(cli, "_load", lambda *given: pytest.fail("the model was loaded"))
+    assert cli.main(["draw", "a cat", "-m", checkpoint, "-o", str(tmp_path / place)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_answers_survive_an_output_without_their_letters(checkpoint: str) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "janus.apps.cli",
+        "ask",
+        "Hi",
+        "-m",
+        checkpoint,
+        "--max-new-tokens",
+        "24",
+    ]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"}
+    run = subprocess.run(command, capture_output=True, cwd=REPOSITORY, env=environment)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.isascii()

@@ -206,8 +206,8 @@ def test_disk(free: float, models: dict[str, int], status: str, words: str) -> N
     ("total", "status", "words"),
     [
         (4e9, "warning", "bfloat16 (4.4 GB) is too large"),
-        (8e9, "ok", "bfloat16 (4.4 GB) fits, float32 (8.9 GB) is too large"),
-        (24e9, "ok", "Janus-Pro-7B: bfloat16 (15.5 GB) fits, float32 (30.9 GB) is too large"),
+        (8e9, "ok", "bfloat16 (4.4 GB) fits, float32 (8.8 GB) is too large"),
+        (24e9, "ok", "Janus-Pro-7B: bfloat16 (15.4 GB) fits, float32 (30.9 GB) is too large"),
         (64e9, "ok", "float32 (30.9 GB) fits"),
         (None, "ok", "unknown"),
     ],
@@ -359,3 +359,10 @@ def test_works_without_torch() -> None:
     assert completed.returncode == 1, completed.stderr
     assert re.search(r"problem\s+torch\s+cannot be imported", completed.stdout)
     assert "Traceback" not in completed.stderr
+
+
+@pytest.mark.parametrize("model", doctor.MODELS, ids=lambda model: model.name)
+def test_the_models_sizes_are_those_that_info_counts(model: doctor.ModelSize) -> None:
+    from janus.apps.info import parameters_by_part
+
+    assert model.parameters == parameters_by_part(model.config)["total"]

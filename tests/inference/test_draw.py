@@ -258,7 +258,7 @@ def test_the_window_is_checked_before_any_work(
 
 
 def test_codes_so_far_are_told(model: Janus, prompt: tuple[int, ...]) -> None:
-    told: list[tuple[int, Tensor]] = []
+    told: list[Tensor] = []
     pictures = [Picture(prompt=prompt, number=number, start=(1, 2, 3)) for number in range(3)]
     results = list(
         draw_codes(
@@ -266,14 +266,14 @@ def test_codes_so_far_are_told(model: Janus, prompt: tuple[int, ...]) -> None:
             pictures,
             pad_id=PAD,
             batch_size=2,
-            on_codes=lambda first, codes: told.append((first, codes.clone())),
+            on_codes=lambda codes: told.append(codes.clone()),
         )
     )
     assert [len(codes) for codes in results] == [2, 1]
-    assert [first for first, _ in told] == [0] * 61 + [2] * 61
-    for first, codes in told:
-        assert torch.equal(codes, results[first // 2].flatten(1)[:, : codes.shape[1]])
-    assert [codes.shape[1] for _, codes in told[:61]] == list(range(4, 65))
+    assert [len(codes) for codes in told] == [2] * 61 + [1] * 61
+    for codes in told:
+        assert torch.equal(codes, results[2 - len(codes)].flatten(1)[:, : codes.shape[1]])
+    assert [codes.shape[1] for codes in told[:61]] == list(range(4, 65))
     assert (results[0].flatten(1)[:, :3] == torch.tensor([1, 2, 3])).all()
 
 

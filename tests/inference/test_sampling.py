@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import janus.inference.sampling as sampling_module
-from janus.inference.sampling import WORD, Sampling, choose, exponential_noise, guide, limit, philox
+from janus.inference.sampling import WORD, Sampling, choose, guide, limit, philox, seeded_noise
 
 CPU = torch.device("cpu")
 # The known answers of Random123, the authors' library (tests/kat_vectors, philox4x32 with 10 rounds).
@@ -30,7 +30,7 @@ def words(values: tuple[int, ...]) -> tuple[Tensor, ...]:
 
 
 def noise(seeds: list[int], rows: list[int], position: int = 0, tokens: int = 9) -> Tensor:
-    return exponential_noise(seeds, rows, position, tokens, CPU)
+    return seeded_noise(seeds, rows, tokens, CPU)(position)
 
 
 @pytest.mark.parametrize(("counter", "key", "expected"), KNOWN_ANSWERS.values(), ids=KNOWN_ANSWERS.keys())

@@ -199,3 +199,11 @@ def test_gradients_are_finite_with_padding() -> None:
 def test_a_mask_of_another_shape_raises(shape: tuple[int, int]) -> None:
     with pytest.raises(ValueError, match=r"attention_mask must be \(2, 6\), not"):
         build(BASE)(torch.randn(2, 6, 32), torch.ones(shape, dtype=torch.bool))
+
+
+def test_padding_sees_itself_and_nothing_sees_padding() -> None:
+    """A query without any key is NaN in some attention kernels; what padding computes must stay a number."""
+    valid = torch.tensor([[False, False, True, True]])
+    mask = causal_mask(4, 4, valid, torch.device("cpu"))
+    expected = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 1, 1]]
+    assert torch.equal(mask[0, 0], torch.tensor(expected, dtype=torch.bool))

@@ -94,7 +94,7 @@ def test_the_length_of_a_stored_entry_is_without_effect(model: Janus, golden: di
 
 @torch.no_grad()
 def test_entries_are_contiguous(model: Janus) -> None:
-    """Strides of channels-last would reach every convolution of the decoder, and its float32 error be tenfold."""
+    """Strides of channels-last would reach every convolution of the decoder: its error would be tenfold."""
     assert model.vq.lookup(torch.arange(6).view(1, 2, 3)).is_contiguous()
 
 

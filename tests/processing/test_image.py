@@ -22,7 +22,7 @@ from janus.processing.image import (
     to_pictures,
     to_signed_pixels,
 )
-from janus.weights.processor_files import ProcessorConfig
+from janus.weights.processor_config import ProcessorConfig
 
 
 def config(values: dict[str, Any]) -> ProcessorConfig:
@@ -236,6 +236,17 @@ def test_square_picture_is_the_centre(size: tuple[int, int]) -> None:
     assert (square[:, int(32 * border) + 4 :] == (250, 0, 0)).all()
     with pytest.raises(ValueError, match="size is 0"):
         square_picture(half, 0)
+
+
+@pytest.mark.parametrize("size", [(20000, 3), (1, 300000)])
+def test_of_a_very_long_strip_only_the_middle_is_resized(size: tuple[int, int]) -> None:
+    """The whole strip at the short side's scale would be gigabytes."""
+    strip = Image.new("RGB", size, (200, 0, 0))
+    middle = (size[0] // 2 - 1, size[1] // 2 - 1) if min(size) > 1 else (0, size[1] // 2)
+    strip.putpixel(middle, (0, 0, 255))
+    square = np.asarray(square_picture(strip, 64))
+    assert square.shape == (64, 64, 3)
+    assert square[..., 2].max() > 50
 
 
 def test_square_picture_of_a_square_is_pillows_bicubic() -> None:

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from janus.processing import Batch, Processor
-from janus.weights.processor_files import read_side_files
+from janus.weights.processor_config import read_side_files
 
 TAG = "<image_placeholder>"
 PICTURE = Image.new("RGB", (8, 6), (10, 200, 30))

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as JsonTokenizer
 
 from janus.processing.chat import Segment
 from janus.processing.tokenizer import TextStream, Tokenizer
+from janus.weights.processor_config import read_side_files
 
 CORPUS = ["the cat sat on the mat", "what is it ? a red circle, a blue square", "画一只猫 🐱, café naïve"] * 8
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
@@ -157,6 +158,33 @@ def test_malformed_files_are_one_line(tmp_path: Path, name: str, content: bytes 
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=rf"^[^\n]*{name}[^\n]*$"):
         Tokenizer.from_pretrained(tmp_path)
+
+
+def test_what_transformers_stores_of_its_last_call_is_not_obeyed(data: Path) -> None:
+    """Truncation and padding stay in the file that `save_pretrained` writes; a prompt must not be cut by them."""
+    files = read_side_files(data / "januspro" / "checkpoint")
+    description = json.loads(files["tokenizer.json"])
+    description["truncation"] = {
+        "direction": "Right",
+        "max_length": 6,
+        "strategy": "LongestFirst",
+        "stride": 0,
+    }
+    description["padding"] = {
+        "strategy": {"Fixed": 99},
+        "direction": "Left",
+        "pad_to_multiple_of": None,
+        "pad_id": 482,
+        "pad_type_id": 0,
+        "pad_token": "<｜▁pad▁｜>",
+    }
+    stored = Tokenizer.from_files(
+        {**files, "tokenizer.json": json.dumps(description).encode()}, where="stored"
+    )
+    plain = Tokenizer.from_files(files, where="plain")
+    text = "a sentence of more than six tokens, <|User|> among them"
+    for special in (True, False):
+        assert stored.encode(text, special=special) == plain.encode(text, special=special)
 
 
 def test_absent_files_are_named(tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_absent_file(tmp_path: Path) -> None:
 
 def test_folder_in_place_of_the_file(tmp_path: Path) -> None:
     (tmp_path / "config.json").mkdir()
-    with pytest.raises(ValueError, match=r"config\.json cannot be read"):
+    with pytest.raises(FileNotFoundError, match=r"has no config\.json"):
         read_config(tmp_path)
 
 

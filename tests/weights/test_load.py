@@ -155,7 +155,7 @@ def test_dtype_asked_for(dtype: str | torch.dtype, checkpoint: Path, reference: 
 
 @pytest.mark.parametrize("dtype", ["int8", "half precision", torch.int32])
 def test_dtype_that_is_none(dtype: Any, checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="not supported: name bfloat16, float16 or float32"):
+    with pytest.raises(ValueError, match="not supported: name bfloat16, float16, float32 or float64"):
         load(checkpoint, device="cpu", dtype=dtype)
 
 

@@ -161,6 +161,7 @@ NOT_WEIGHTS: dict[str, Callable[[], object]] = {
     "number-as-name": lambda: {0: torch.zeros(3)},
     "sparse": lambda: {"a": torch.eye(3).to_sparse()},
     "without-memory": lambda: {"a": torch.empty(3, device="meta")},
+    "one-number-as-many": lambda: {"a": torch.zeros(1).expand(2**30)},
     "module": lambda: torch.nn.Linear(2, 2),
 }
 

@@ -14,7 +14,7 @@ from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
 from janus.processing.processor import Processor
 from janus.weights.load import load
-from janus.weights.processor_files import read_side_files
+from janus.weights.processor_config import read_side_files
 
 transformers = pytest.importorskip("transformers")
 

@@ -1,43 +1,27 @@
-"""The small files beside the weights: reading them (`processor_config`), writing them for either layout."""
+"""The small files beside the weights, rewritten for either layout; `processor_config` reads them."""
 
 import json
-from collections.abc import Container, Mapping
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Any
 
+from janus.weights.names import Layout
 from janus.weights.processor_config import (
     BICUBIC,
+    BOS_TOKEN,
+    EOS_TOKEN,
+    IMAGE_TAG,
+    JANUS_PRO_ROLES,
+    JANUS_ROLES,
+    PAD_TOKEN,
     SIDE_FILES,
     ProcessorConfig,
-    SpecialTokens,
+    has_pro_roles,
     read_added_tokens,
-    read_generation_defaults,
     read_object,
     read_processor_config,
-    read_side_files,
     read_special_tokens,
-    read_window,
 )
 
-__all__ = [
-    "SIDE_FILES",
-    "Layout",
-    "ProcessorConfig",
-    "SpecialTokens",
-    "convert_side_files",
-    "has_pro_roles",
-    "image_token_id",
-    "processor_side_files",
-    "read_added_tokens",
-    "read_generation_defaults",
-    "read_processor_config",
-    "read_side_files",
-    "read_special_tokens",
-    "read_window",
-    "side_layout",
-]
-
-Layout = Literal["deepseek", "transformers"]
-PRO_ROLES = ("<|User|>", "<|Assistant|>")
 TRANSFORMERS_TOKENIZER_KEYS = frozenset(
     [
         "image_token",
@@ -121,17 +105,10 @@ def image_token_id(files: Mapping[str, bytes]) -> int | None:
     """The id of the image placeholder; None where the files hold no tokenizer, or one that lacks it."""
     if not _has_tokenizer(files):
         return None
-    tag = ProcessorConfig(image_size=1).image_tag
+    tag = IMAGE_TAG
     if "processor_config.json" in files or "preprocessor_config.json" in files:
         tag = read_processor_config(files).image_tag
     return _token_ids(files).get(tag)
-
-
-def has_pro_roles(vocabulary: Container[str], additional: Container[str] | None) -> bool:
-    """Whether conversations use Janus-Pro's role tokens: known and, where there is a list, declared."""
-    return all(role in vocabulary for role in PRO_ROLES) and (
-        additional is None or PRO_ROLES[0] in additional
-    )
 
 
 def _has_tokenizer(files: Mapping[str, bytes]) -> bool:
@@ -212,8 +189,8 @@ def _token_ids(files: Mapping[str, bytes]) -> dict[str, int]:
 
 def _transformers_tokenizer(config: ProcessorConfig, files: Mapping[str, bytes]) -> dict[str, bytes]:
     ids, special = _token_ids(files), read_special_tokens(files)
-    bos, eos = special.bos or "<｜begin▁of▁sentence｜>", special.eos or "<｜end▁of▁sentence｜>"
-    pad = special.pad or ("<｜▁pad▁｜>" if "<｜▁pad▁｜>" in ids else eos)
+    bos, eos = special.bos or BOS_TOKEN, special.eos or EOS_TOKEN
+    pad = special.pad or (PAD_TOKEN if PAD_TOKEN in ids else eos)
     for token in (bos, eos, pad, config.image_tag, config.image_start_tag, config.image_end_tag):
         if token not in ids:
             raise ValueError(f"the tokenizer has no token {token!r}: transformers' layout needs it")
@@ -276,7 +253,7 @@ def _deepseek_tokenizer(files: Mapping[str, bytes]) -> dict[str, bytes]:
         additional = list(listed) if isinstance(listed, list) else []
         # Without the map the vocabulary alone decides the roles; with it, it must list them.
         ids = _token_ids(files)
-        additional += [role for role in PRO_ROLES if role in ids and role not in additional]
+        additional += [role for role in JANUS_PRO_ROLES if role in ids and role not in additional]
         named = {"bos_token": special.bos, "eos_token": special.eos, "pad_token": special.pad}
         tokens = {name: token for name, token in named.items() if token is not None}
         written["special_tokens_map.json"] = _dump({**tokens, "additional_special_tokens": additional})
@@ -288,6 +265,6 @@ def _chat_template(config: ProcessorConfig, files: Mapping[str, bytes]) -> bytes
     if not config.sft_format.startswith("deepseek"):
         return None
     pro = has_pro_roles(_token_ids(files), read_special_tokens(files).additional)
-    user, assistant = PRO_ROLES if pro else ("User", "Assistant")
+    user, assistant = JANUS_PRO_ROLES if pro else JANUS_ROLES
     replaced = CHAT_TEMPLATE.replace("USER", user).replace("ASSISTANT", assistant)
     return replaced.replace("IMAGE", config.image_tag).encode()

@@ -9,17 +9,19 @@ import pytest
 from PIL import Image
 
 from janus.processing import Processor
-from janus.weights.processor_files import (
+from janus.weights.processor_config import (
     SIDE_FILES,
     ProcessorConfig,
-    convert_side_files,
-    image_token_id,
-    processor_side_files,
     read_generation_defaults,
     read_processor_config,
     read_side_files,
     read_special_tokens,
     read_window,
+)
+from janus.weights.side_files import (
+    convert_side_files,
+    image_token_id,
+    processor_side_files,
     side_layout,
 )
 
@@ -53,7 +55,7 @@ def write(files: dict[str, bytes], folder: Path) -> Path:
 
 
 def test_the_released_files(released: dict[str, bytes], data: Path) -> None:
-    config = read_processor_config(data / "januspro" / "checkpoint")
+    config = read_processor_config(read_side_files(data / "januspro" / "checkpoint"))
     assert config == ProcessorConfig(
         image_size=64,
         image_mean=(0.5, 0.5, 0.5),
@@ -109,6 +111,8 @@ def test_the_files_own_background_is_ignored(released: dict[str, bytes]) -> None
         ("preprocessor_config.json", {"rescale_factor": "1/255"}),
         ("preprocessor_config.json", {"rescale_factor": float("inf")}),
         ("preprocessor_config.json", {"do_normalize": 1}),
+        ("preprocessor_config.json", {"min_size": 65}),
+        ("preprocessor_config.json", {"rescale_factor": 10**400}),
         ("preprocessor_config.json", {"do_resize": False}),
         ("preprocessor_config.json", {"do_pad": False}),
         ("preprocessor_config.json", {"resample": 2}),
@@ -125,7 +129,7 @@ def test_values_that_cannot_be_honoured(
     folder = write(edited(released, name, **values), tmp_path)
     key = next(iter(values))
     with pytest.raises(ValueError, match=rf"^[^\n]*{name}: {key} = [^\n]*$"):
-        read_processor_config(folder)
+        read_processor_config(read_side_files(folder), where=str(folder))
 
 
 @pytest.mark.parametrize(
@@ -160,21 +164,24 @@ def test_special_tokens_of_the_wrong_shape(released: dict[str, bytes], entries: 
 
 def test_absent_files(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"neither preprocessor_config\.json nor"):
-        read_processor_config(tmp_path)
+        read_processor_config(read_side_files(tmp_path))
     with pytest.raises(FileNotFoundError, match="none is not a folder"):
         read_side_files(tmp_path / "none")
-    assert read_special_tokens(tmp_path).additional is None
-    assert read_generation_defaults(tmp_path) == {}
+    assert read_special_tokens(read_side_files(tmp_path)).additional is None
+    assert read_generation_defaults(read_side_files(tmp_path)) == {}
 
 
-def test_generation_defaults(tmp_path: Path) -> None:
-    content = b'{"guidance_scale": 5, "temperature": 0.5, "top_k": 3}'
-    assert read_generation_defaults(content) == {"guidance": 5, "temperature": 0.5}
-    folder = write({"generation_config.json": content}, tmp_path)
-    assert read_generation_defaults(folder) == {"guidance": 5, "temperature": 0.5}
-    assert read_generation_defaults(b'{"temperature": null}') == {}
+def test_generation_defaults() -> None:
+    def read(content: bytes) -> dict[str, float]:
+        return read_generation_defaults({"generation_config.json": content})
+
+    assert read(b'{"guidance_scale": 5, "temperature": 0.5, "top_k": 3}') == {
+        "guidance": 5,
+        "temperature": 0.5,
+    }
+    assert read(b'{"temperature": null}') == {}
     with pytest.raises(ValueError, match="guidance_scale = "):
-        read_generation_defaults(b'{"guidance_scale": "x"}')
+        read(b'{"guidance_scale": "x"}')
 
 
 def test_the_same_layout_keeps_every_byte(released: dict[str, bytes]) -> None:
