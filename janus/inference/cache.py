@@ -3,12 +3,14 @@
 B rows, K positions, G key-value heads, d head width.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from janus.config import LanguageConfig
+from janus.models.llama import Run
 
 
 class StaticCache:
@@ -22,6 +24,7 @@ class StaticCache:
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
         self.valid: Tensor | None = None  # (B, capacity) bool once a row has padding
+        self.runs: tuple[Run, ...] = ()  # what `valid` says too, where all padding is on the left
 
     @property
     def rows(self) -> int:
@@ -53,6 +56,7 @@ class StaticCache:
             return self.length, None
         if mask is not None:
             self.valid[:, end - mask.shape[1] : end] = mask
+            self.runs = _left_padded_runs(self.valid[:, :end])
         return self.length, self.valid[:, :end]
 
     def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -73,6 +77,24 @@ class StaticCache:
         self.length = length
         if self.valid is not None:
             self.valid[:, length:] = True
+            self.runs = ()
+
+
+def _left_padded_runs(valid: Tensor) -> tuple[Run, ...]:
+    """The runs of rows whose padding is all on the left, (B, K) bool; none where it is elsewhere too."""
+    starts = (~valid).sum(dim=1)
+    if not bool((valid == (torch.arange(valid.shape[1], device=valid.device) >= starts[:, None])).all()):
+        return ()
+    return runs_of(starts.tolist())
+
+
+def runs_of(starts: Sequence[int]) -> tuple[Run, ...]:
+    """Rows that begin at `starts`, put together where neighbours begin alike."""
+    runs: list[Run] = []
+    for row, start in enumerate(starts):
+        first = runs.pop().rows.start if runs and runs[-1].start == start else row
+        runs.append(Run(slice(first, row + 1), start))
+    return tuple(runs)
 
 
 def bytes_per_position(config: LanguageConfig, dtype: torch.dtype) -> int:
@@ -102,8 +124,9 @@ def join(prefixes: list[Prefix], config: LanguageConfig, room: int) -> StaticCac
         cache.keys[:, row, :, length - prefix.length : length] = prefix.keys
         cache.values[:, row, :, length - prefix.length : length] = prefix.values
     if any(prefix.length != length for prefix in prefixes):
-        lengths = torch.tensor([prefix.length for prefix in prefixes], device=first.device)
+        starts = [length - prefix.length for prefix in prefixes]
         positions = torch.arange(cache.capacity, device=first.device)
-        cache.valid = positions >= length - lengths[:, None]
+        cache.valid = positions >= torch.tensor(starts, device=first.device)[:, None]
+        cache.runs = runs_of(starts)
     cache.length = length
     return cache

@@ -4,6 +4,7 @@ B rows, S positions of this call, K keys (those of the cache and this call's), H
 head width, D width, V vocabulary.
 """
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,8 +14,34 @@ from torch import Tensor, nn
 from janus.config import LanguageConfig
 
 
+@dataclass(frozen=True)
+class Run:
+    """Rows beside each other, `rows`, whose sequences begin at the same key, `start`."""
+
+    rows: slice
+    start: int
+
+
+@dataclass(frozen=True)
+class Sight:
+    """Which keys the queries of a call see: a mask's (B or 1, 1, S, K), or those up to their own if `causal`.
+
+    With `runs` there is one query a row, and it sees every key from its run's start on. With nothing, all see
+    all.
+    """
+
+    mask: Tensor | None = None
+    causal: bool = False
+    runs: tuple[Run, ...] = ()
+
+
 class KeyValueCache(Protocol):
-    """What the layers need of a cache; `janus.inference.cache` has one."""
+    """What the layers need of a cache; `janus.inference.cache` has one.
+
+    `runs` covers all rows where nothing but padding on the left tells them apart, and is empty otherwise.
+    """
+
+    runs: tuple[Run, ...]
 
     def begin(self, rows: int, positions: int, mask: Tensor | None) -> tuple[int, Tensor | None]:
         """Make room for a call; -> the positions filled before it, and which keys are real.
@@ -58,6 +85,23 @@ def causal_mask(queries: int, keys: int, valid: Tensor | None, device: torch.dev
     return (key <= query) & (valid[:, None, None, :] | (key == query))
 
 
+def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, grouped: bool) -> Tensor:
+    """Queries (B, H, S, d) over keys and values (B, G, K, d) -> (B, H, S, d).
+
+    Runs are attended to one by one, without their padding: it would shift the order of summation, and a
+    picture drawn in bfloat16 would depend on the length of the prompts beside it.
+    """
+    if not sight.runs:
+        return F.scaled_dot_product_attention(q, k, v, sight.mask, is_causal=sight.causal, enable_gqa=grouped)
+    parts = [
+        F.scaled_dot_product_attention(
+            q[run.rows], k[run.rows, :, run.start :], v[run.rows, :, run.start :], enable_gqa=grouped
+        )
+        for run in sight.runs
+    ]
+    return torch.cat(parts)
+
+
 class RMSNorm(nn.Module):
     """Normalised in float32, cast back, then scaled: the order in which the original rounds."""
 
@@ -89,8 +133,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        causal: bool,
+        sight: Sight,
         cache: KeyValueCache | None,
     ) -> Tensor:
         q, k, v = (  # (B, H or G, S, d); views, since einops would cost as much as a small step itself
@@ -100,7 +143,7 @@ class Attention(nn.Module):
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         if cache is not None:
             k, v = cache.append(self.layer, k, v)
-        mixed = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.grouped)
+        mixed = attend(q, k, v, sight, grouped=self.grouped)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -129,11 +172,10 @@ class Block(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        mask: Tensor | None,
-        causal: bool,
+        sight: Sight,
         cache: KeyValueCache | None,
     ) -> Tensor:
-        x = x + self.attention(self.input_norm(x), rotary, mask, causal, cache)
+        x = x + self.attention(self.input_norm(x), rotary, sight, cache)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -182,13 +224,16 @@ class Llama(nn.Module):
                 positions = (valid.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
         cosines, sines = rotary_tables(positions, self.config.head_width, self.config.rope_theta)
         rotary = cosines.to(embeds.dtype), sines.to(embeds.dtype)
-        # Only a whole, unpadded sequence may leave the triangle to the attention kernel, which draws it from
-        # key 0.
-        causal = valid is None and past == 0 and length > 1
-        seen = None if causal else causal_mask(length, past + length, valid, embeds.device)
+        if cache is not None and cache.runs and length == 1 and mask is None:
+            sight = Sight(runs=cache.runs)
+        elif valid is None and past == 0 and length > 1:
+            # Only a whole, unpadded sequence may leave the triangle to the kernel, which draws it from key 0.
+            sight = Sight(causal=True)
+        else:
+            sight = Sight(mask=causal_mask(length, past + length, valid, embeds.device))
         x = embeds
         for block in self.layers:
-            x = block(x, rotary, seen, causal, cache)
+            x = block(x, rotary, sight, cache)
         if cache is not None:
             cache.finish(length)
         x = self.norm(x)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from janus.inference.cache import Prefix, StaticCache, bytes_per_position, join
 from janus.models.janus import Janus
+from janus.models.llama import Run
 
 Close = Callable[[Tensor, Tensor], None]
 CPU = torch.device("cpu")
@@ -146,3 +147,16 @@ def test_bytes_per_position(model: Janus) -> None:
     held = cache.keys.nbytes + cache.values.nbytes
     assert bytes_per_position(model.config.language, torch.float32) * 10 == held
     assert bytes_per_position(model.config.language, torch.bfloat16) * 20 == held
+
+
+def test_rows_that_begin_alike_are_runs(model: Janus) -> None:
+    cache = StaticCache(model.config.language, 4, 8, device=model.device, dtype=model.dtype)
+    assert cache.runs == ()
+    mask = torch.tensor([[0, 0, 1], [0, 0, 1], [1, 1, 1], [0, 0, 1]], dtype=torch.bool)
+    cache.begin(4, 3, mask)
+    assert cache.runs == (Run(slice(0, 2), 2), Run(slice(2, 3), 0), Run(slice(3, 4), 2))
+    cache.finish(3)
+    cache.begin(
+        4, 1, torch.tensor([[1], [1], [0], [1]], dtype=torch.bool)
+    )  # a hole, which no start describes
+    assert cache.runs == ()

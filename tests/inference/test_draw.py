@@ -21,6 +21,7 @@ from janus.inference.draw import (
     unconditional,
 )
 from janus.inference.sampling import Sampling, guide
+from janus.models import llama
 from janus.models.janus import Janus
 from janus.processing.image import to_pictures
 
@@ -302,3 +303,17 @@ def test_pictures_at_once(
     given = None if free is None else int(free * 2 * bytes_of_a_row)
     monkeypatch.setattr("janus.inference.draw.free_memory", lambda device: given)
     assert pictures_at_once(model, 20, guidance) == expected
+
+
+def test_prompts_of_other_lengths_bring_no_mask(
+    model: Janus, prompt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Padding under a mask changes the order of summation, and with it a picture drawn in bfloat16."""
+    pictures = [Picture(prompt=prompt), Picture(prompt=(prompt[0], *prompt[5:]))]
+    prefixes = Prefixes(model)
+    for picture in pictures:
+        prefixes.of(picture.prompt)
+        prefixes.of(unconditional(picture.prompt, PAD))
+    monkeypatch.setattr(llama, "causal_mask", lambda *given: pytest.fail("a mask was made"))
+    steps = draw_steps(model, pictures, pad_id=PAD, prefixes=prefixes)
+    assert len([next(steps) for _ in range(3)]) == 3

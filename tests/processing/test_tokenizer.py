@@ -161,7 +161,7 @@ def test_malformed_files_are_one_line(tmp_path: Path, name: str, content: bytes 
 
 
 def test_what_transformers_stores_of_its_last_call_is_not_obeyed(data: Path) -> None:
-    """Truncation and padding stay in the file that `save_pretrained` writes; a prompt must not be cut by them."""
+    """Truncation and padding stay in a file that it saves; a prompt must not be cut by them."""
     files = read_side_files(data / "januspro" / "checkpoint")
     description = json.loads(files["tokenizer.json"])
     description["truncation"] = {
