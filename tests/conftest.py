@@ -1,10 +1,17 @@
-"""What every test may ask for: the data that travels with the repository, and the full oracle if at hand."""
+"""What every test may ask for: the small checkpoint, the original's tensors, the full oracle if at hand."""
 
+import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from safetensors.torch import load_file
+from torch import Tensor
+
+from janus.models.janus import Janus
 
 # A deadline would be a timing assert: the machine may be busy with anything.
 settings.register_profile("no deadline", deadline=None)
@@ -26,6 +33,43 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip(f"{folder} is absent: the full oracle is not part of the repository")
     return folder
+
+
+@pytest.fixture(scope="session")
+def golden(data: Path) -> dict[str, Tensor]:
+    """What the original code computed, by the names of the oracle's README."""
+    return load_file(data / "januspro" / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def facts(data: Path) -> dict[str, Any]:
+    """What accompanies the tensors: prompts, ids and seeds."""
+    return json.loads((data / "januspro" / "golden.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def model(data: Path) -> Janus:
+    """The small checkpoint in float32, as the original's tensors were computed."""
+    return Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def close() -> Callable[[Tensor, Tensor], None]:
+    def assert_close(actual: Tensor, expected: Tensor) -> None:
+        """Integers exactly; floats within 2e-5 of the expected tensor's largest magnitude.
+
+        The order of summation alone moves the original by up to 4e-6 between its own versions; the smallest
+        mistake of the oracle's mutations.txt that can be seen at all moves a tensor by 7e-5.
+        """
+        assert actual.shape == expected.shape
+        if not expected.is_floating_point():
+            assert torch.equal(actual.long(), expected.long())
+            return
+        assert actual.isfinite().all()
+        error = (actual.float() - expected.float()).abs().max() / expected.float().abs().max()
+        assert error <= 2e-5, f"off by {error:.2e} of the largest magnitude"
+
+    return assert_close
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 import janus
@@ -33,16 +32,6 @@ def loaded(folder: Path) -> janus.Pipeline:
 def pipe(loaded: janus.Pipeline) -> janus.Pipeline:
     """Without memory of another test's chat."""
     return janus.Pipeline(loaded.model, loaded.processor)
-
-
-@pytest.fixture(scope="module")
-def golden(data: Path) -> dict[str, Tensor]:
-    return load_file(data / "januspro" / "golden.safetensors")
-
-
-@pytest.fixture(scope="module")
-def facts(data: Path) -> dict[str, Any]:
-    return json.loads((data / "januspro" / "golden.json").read_text())
 
 
 @pytest.fixture(scope="module")
