@@ -294,7 +294,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with warnings.catch_warnings():
             warnings.showwarning = lambda text, *_: print(f"janus: warning: {text}", file=sys.stderr)
-            return options.run(options)
+            status = options.run(options)
+            sys.stdout.flush()  # here, where a closed pipe is understood, and not as Python exits
+            return status
     except BrokenPipeError:
         # Whoever read the output has seen enough; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
