@@ -98,6 +98,16 @@ def parse(top: JsonObject) -> JanusConfig:
     )
 
 
+def _adapter(part: str, adapter_config: AdapterConfig) -> dict[str, Any]:
+    params = {
+        "depth": adapter_config.depth,
+        "input_dim": adapter_config.input_width,
+        "n_embed": adapter_config.output_width,
+        "projector_type": adapter_config.kind,
+    }
+    return {"cls": "MlpProjector", "model_type": part, "params": params}
+
+
 def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
     """The keys of this dialect that state the architecture."""
     vision, vq = config.vision, config.vq
@@ -105,15 +115,6 @@ def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
         raise ValueError(
             f"the released layout fixes SigLIP's norm epsilon at 1e-6, and this model has {vision.norm_eps}"
         )
-
-    def adapter(part: str, adapter_config: AdapterConfig) -> dict[str, Any]:
-        params = {
-            "depth": adapter_config.depth,
-            "input_dim": adapter_config.input_width,
-            "n_embed": adapter_config.output_width,
-            "projector_type": adapter_config.kind,
-        }
-        return {"cls": "MlpProjector", "model_type": part, "params": params}
 
     head = {
         "image_token_embed": config.image_head_width,
@@ -166,7 +167,7 @@ def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
                 **unless_implied(sizes, SIGLIP_PRESETS[name], "vision_config"),
             },
         },
-        "aligner_config": adapter("aligner", config.vision_adapter),
+        "aligner_config": _adapter("aligner", config.vision_adapter),
         "gen_vision_config": {
             "cls": "VQ-16",
             "model_type": "gen_vision",
@@ -176,7 +177,7 @@ def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
                 **unless_implied(vq_sizes, RELEASED_VQ, "gen_vision_config"),
             },
         },
-        "gen_aligner_config": adapter("gen_aligner", config.code_adapter),
+        "gen_aligner_config": _adapter("gen_aligner", config.code_adapter),
         "gen_head_config": {"cls": "vision_head", "model_type": "gen_head", "params": head},
         "language_config": {**format_language(config.language), "torch_dtype": dtype, **language_again},
     }

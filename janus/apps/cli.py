@@ -8,121 +8,22 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 DESCRIPTION = "Ask about pictures and draw them with Janus, Janus-Pro and their like."
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """All commands and their options."""
-    parser = argparse.ArgumentParser(prog="janus", description=DESCRIPTION)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+@dataclass(frozen=True)
+class Command:
+    """One word of the command line: what it runs, its options, and what its help says and shows."""
 
-    def add(name: str, run: Any, summary: str, example: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(
-            name,
-            help=summary,
-            description=summary,
-            epilog=f"example:\n  {example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        command.set_defaults(run=run)
-        return command
-
-    ask = add(
-        "ask",
-        _ask,
-        "Answer one question about no, one or many pictures.",
-        'janus ask "What is in the picture?" --image cat.png -m deepseek-ai/Janus-Pro-1B',
-    )
-    ask.add_argument("question")
-    _add_answer_options(ask)
-    _add_model_options(ask)
-
-    chat = add(
-        "chat",
-        _chat,
-        "Talk, a line at a time; an empty line or the end of the input ends it.",
-        "janus chat --image cat.png -m deepseek-ai/Janus-Pro-1B",
-    )
-    _add_answer_options(chat)
-    _add_model_options(chat)
-
-    draw = add(
-        "draw",
-        _draw,
-        "Draw pictures of a prompt and write them as PNG files.",
-        'janus draw "a red circle left of a blue square" -n 4 --seed 7 -m deepseek-ai/Janus-Pro-1B',
-    )
-    draw.add_argument("prompt", nargs="+", help="one or several prompts, each in quotes")
-    draw.add_argument(
-        "-o", "--output", type=Path, default=Path("picture.png"), help="several get -1, -2, … (%(default)s)"
-    )
-    draw.add_argument("-n", type=int, default=1, help="pictures of each prompt (%(default)s)")
-    draw.add_argument(
-        "--seed", type=int, help="the same seed draws the same pictures; without it a new one is named"
-    )
-    draw.add_argument(
-        "--guidance", type=float, help="strength of the prompt; 1 is none (the checkpoint's own, else 5)"
-    )
-    draw.add_argument("--temperature", type=float, help="0 is greedy (the checkpoint's own, else 1)")
-    draw.add_argument("--top-k", type=int, help="sample from the k likeliest codes only")
-    draw.add_argument("--top-p", type=float, help="sample from the likeliest codes of this weight only")
-    draw.add_argument(
-        "--batch-size", type=int, help="pictures drawn at once (what memory allows, at most 16)"
-    )
-    draw.add_argument(
-        "--prefix", type=Path, help="a picture of the model's own size to continue; with --rows"
-    )
-    draw.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
-    _add_model_options(draw)
-
-    reconstruct = add(
-        "reconstruct",
-        _reconstruct,
-        "Send a picture through the picture tokenizer and back.",
-        "janus reconstruct cat.png -o again.png -m deepseek-ai/Janus-Pro-1B",
-    )
-    reconstruct.add_argument("image", type=Path)
-    reconstruct.add_argument(
-        "-o", "--output", type=Path, default=Path("reconstruction.png"), help="(%(default)s)"
-    )
-    _add_model_options(reconstruct)
-
-    info = add(
-        "info",
-        _info,
-        "Show a checkpoint's config, parameters by part and memory, without loading it.",
-        "janus info -m deepseek-ai/Janus-Pro-7B --pictures 4",
-    )
-    _add_checkpoint_options(info)
-    info.add_argument(
-        "--pictures", type=int, default=1, help="pictures drawn at once, for the estimate (%(default)s)"
-    )
-    info.add_argument("--prompt-tokens", type=int, default=64, help="for the estimate (%(default)s)")
-    info.add_argument("--answer-tokens", type=int, default=512, help="for the estimate (%(default)s)")
-    info.add_argument("--check", action="store_true", help="read every weight and report NaN and infinity")
-    info.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
-
-    convert = add(
-        "convert",
-        _convert,
-        "Rewrite a checkpoint in the released layout or in that of transformers.",
-        "janus convert deepseek-ai/Janus-Pro-1B ./janus-pro-1b --layout transformers",
-    )
-    convert.add_argument("source", help="hub id or folder")
-    convert.add_argument("destination", type=Path, help="a folder that is new or empty")
-    convert.add_argument("--layout", choices=("deepseek", "transformers"), required=True)
-    convert.add_argument("--dtype", help="bfloat16, float16 or float32 (as stored)")
-    convert.add_argument("--max-shard-size", help="split the weights into files of at most so much, like 5GB")
-
-    doctor = add(
-        "doctor", _doctor, "Check this installation: torch, GPU, triton, cache, memory.", "janus doctor"
-    )
-    doctor.add_argument("--json", type=Path, metavar="FILE", help="write the findings there too")
-    return parser
+    run: Callable[[argparse.Namespace], int]
+    options: Callable[[argparse.ArgumentParser], None]
+    summary: str
+    example: str
 
 
 def _add_checkpoint_options(command: argparse.ArgumentParser) -> None:
@@ -179,7 +80,7 @@ def _prepare_output(output: Path) -> None:
         raise PermissionError(f"{output} cannot be written: choose another place with -o")
 
 
-def _answer_options(options: argparse.Namespace) -> dict[str, Any]:
+def _answer_choices(options: argparse.Namespace) -> dict[str, Any]:
     names = ("system", "max_new_tokens", "temperature", "top_p", "seed")
     return {name: getattr(options, name) for name in names}
 
@@ -195,10 +96,21 @@ def _print_stream(pieces: Iterable[str]) -> str:
     return answer
 
 
+def _ask_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("question")
+    _add_answer_options(command)
+    _add_model_options(command)
+
+
 def _ask(options: argparse.Namespace) -> int:
     pipe = _load(options, *options.image)
-    _print_stream(pipe.ask(options.question, options.image, stream=True, **_answer_options(options)))
+    _print_stream(pipe.ask(options.question, options.image, stream=True, **_answer_choices(options)))
     return 0
+
+
+def _chat_options(command: argparse.ArgumentParser) -> None:
+    _add_answer_options(command)
+    _add_model_options(command)
 
 
 def _chat(options: argparse.Namespace) -> int:
@@ -215,8 +127,33 @@ def _chat(options: argparse.Namespace) -> int:
         content = [*pictures, {"type": "text", "text": line}]
         pictures = []
         messages.append({"role": "user", "content": content})
-        answer = _print_stream(pipe.chat(messages, stream=True, **_answer_options(options)))
+        answer = _print_stream(pipe.chat(messages, stream=True, **_answer_choices(options)))
         messages.append({"role": "assistant", "content": answer})
+
+
+def _draw_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("prompt", nargs="+", help="one or several prompts, each in quotes")
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path("picture.png"), help="several get -1, -2, … (%(default)s)"
+    )
+    command.add_argument("-n", type=int, default=1, help="pictures of each prompt (%(default)s)")
+    command.add_argument(
+        "--seed", type=int, help="the same seed draws the same pictures; without it a new one is named"
+    )
+    command.add_argument(
+        "--guidance", type=float, help="strength of the prompt; 1 is none (the checkpoint's own, else 5)"
+    )
+    command.add_argument("--temperature", type=float, help="0 is greedy (the checkpoint's own, else 1)")
+    command.add_argument("--top-k", type=int, help="sample from the k likeliest codes only")
+    command.add_argument("--top-p", type=float, help="sample from the likeliest codes of this weight only")
+    command.add_argument(
+        "--batch-size", type=int, help="pictures drawn at once (what memory allows, at most 16)"
+    )
+    command.add_argument(
+        "--prefix", type=Path, help="a picture of the model's own size to continue; with --rows"
+    )
+    command.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
+    _add_model_options(command)
 
 
 def _draw(options: argparse.Namespace) -> int:
@@ -240,12 +177,31 @@ def _draw(options: argparse.Namespace) -> int:
     return 0
 
 
+def _reconstruct_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("image", type=Path)
+    command.add_argument(
+        "-o", "--output", type=Path, default=Path("reconstruction.png"), help="(%(default)s)"
+    )
+    _add_model_options(command)
+
+
 def _reconstruct(options: argparse.Namespace) -> int:
     _prepare_output(options.output)
     picture = _load(options, options.image).reconstruct(options.image)
     picture.save(options.output)
     print(options.output)
     return 0
+
+
+def _info_options(command: argparse.ArgumentParser) -> None:
+    _add_checkpoint_options(command)
+    command.add_argument(
+        "--pictures", type=int, default=1, help="pictures drawn at once, for the estimate (%(default)s)"
+    )
+    command.add_argument("--prompt-tokens", type=int, default=64, help="for the estimate (%(default)s)")
+    command.add_argument("--answer-tokens", type=int, default=512, help="for the estimate (%(default)s)")
+    command.add_argument("--check", action="store_true", help="read every weight and report NaN and infinity")
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
 
 
 def _info(options: argparse.Namespace) -> int:
@@ -264,6 +220,14 @@ def _info(options: argparse.Namespace) -> int:
     )
 
 
+def _convert_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("source", help="hub id or folder")
+    command.add_argument("destination", type=Path, help="a folder that is new or empty")
+    command.add_argument("--layout", choices=("deepseek", "transformers"), required=True)
+    command.add_argument("--dtype", help="bfloat16, float16 or float32 (as stored)")
+    command.add_argument("--max-shard-size", help="split the weights into files of at most so much, like 5GB")
+
+
 def _convert(options: argparse.Namespace) -> int:
     from janus.weights.load import inspect, load
 
@@ -278,10 +242,77 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
+def _doctor_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", type=Path, metavar="FILE", help="write the findings there too")
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from janus.apps import doctor
 
     return doctor.run(options.json)
+
+
+COMMANDS = {
+    "ask": Command(
+        _ask,
+        _ask_options,
+        "Answer one question about no, one or many pictures.",
+        'janus ask "What is in the picture?" --image cat.png -m deepseek-ai/Janus-Pro-1B',
+    ),
+    "chat": Command(
+        _chat,
+        _chat_options,
+        "Talk, a line at a time; an empty line or the end of the input ends it.",
+        "janus chat --image cat.png -m deepseek-ai/Janus-Pro-1B",
+    ),
+    "draw": Command(
+        _draw,
+        _draw_options,
+        "Draw pictures of a prompt and write them as PNG files.",
+        'janus draw "a red circle left of a blue square" -n 4 --seed 7 -m deepseek-ai/Janus-Pro-1B',
+    ),
+    "reconstruct": Command(
+        _reconstruct,
+        _reconstruct_options,
+        "Send a picture through the picture tokenizer and back.",
+        "janus reconstruct cat.png -o again.png -m deepseek-ai/Janus-Pro-1B",
+    ),
+    "info": Command(
+        _info,
+        _info_options,
+        "Show a checkpoint's config, parameters by part and memory, without loading it.",
+        "janus info -m deepseek-ai/Janus-Pro-7B --pictures 4",
+    ),
+    "convert": Command(
+        _convert,
+        _convert_options,
+        "Rewrite a checkpoint in the released layout or in that of transformers.",
+        "janus convert deepseek-ai/Janus-Pro-1B ./janus-pro-1b --layout transformers",
+    ),
+    "doctor": Command(
+        _doctor,
+        _doctor_options,
+        "Check this installation: torch, GPU, triton, cache, memory.",
+        "janus doctor",
+    ),
+}
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """All commands and their options."""
+    parser = argparse.ArgumentParser(prog="janus", description=DESCRIPTION)
+    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        its_parser = added.add_parser(
+            name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"example:\n  {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        its_parser.set_defaults(run=command.run)
+        command.options(its_parser)
+    return parser
 
 
 def main(arguments: list[str] | None = None) -> int:
