@@ -103,7 +103,8 @@ class Pipeline:
         content = [*parts, {"type": "text", "text": question}]
         sampling = Sampling(temperature=temperature, top_p=top_p)
         batch = self._read([{"role": "user", "content": content}], system, max_new_tokens)
-        return self._answer(batch, max_new_tokens, sampling, seed, stream, memory=Memory())
+        pieces = self._stream(self._steps(batch, max_new_tokens, sampling, seed))
+        return pieces if stream else "".join(pieces)
 
     def chat(
         self,
@@ -131,9 +132,12 @@ class Pipeline:
             _check_turn(conversation)
         batch = self._read(messages, system, max_new_tokens)
         if many:
-            return self._answer_together(batch, max_new_tokens, sampling, seed)
+            steps = self._steps(batch, max_new_tokens, sampling, seed)
+            tokens = torch.stack([step.tokens for step in steps], dim=1).tolist()
+            return [self.processor.tokenizer.decode(row) for row in tokens]
         memory, self._memory = self._memory, Memory()
-        return self._answer(batch, max_new_tokens, sampling, seed, stream, memory=memory, keep=True)
+        pieces = self._stream(self._steps(batch, max_new_tokens, sampling, seed, memory), memory)
+        return pieces if stream else "".join(pieces)
 
     def draw(
         self,
@@ -170,10 +174,10 @@ class Pipeline:
         guidance = defaults.get("guidance", GUIDANCE) if guidance is None else guidance
         temperature = defaults.get("temperature", TEMPERATURE) if temperature is None else temperature
         sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-        start = self._start(prefix, rows)
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list | tuple) or not all(isinstance(each, str) for each in prompts):
             raise ValueError(f"a prompt must be a string, or a list of strings, not {prompt!r}")
+        start = self._start(prefix, rows)
         seed = _chosen_seed(seed)
         pictures = [
             Picture(prompt=ids, seed=seed, number=number, start=start)
@@ -216,64 +220,49 @@ class Pipeline:
         check = partial(check_window, self.model, new=max_new_tokens)
         return self.processor(messages, system=system, check_length=check).to(self.model.device)
 
-    def _answer(
+    @torch.no_grad()
+    def _steps(
         self,
         batch: Batch,
         max_new_tokens: int,
         sampling: Sampling,
         seed: int | None,
-        stream: bool,
-        *,
-        memory: Memory,
-        keep: bool = False,
-    ) -> str | Iterator[str]:
-        embeds, cache = memory.resume(
-            self.model, batch.input_ids, batch.pixels, batch.image_mask, room=max_new_tokens
-        )
-        steps = generate(
+        memory: Memory | None = None,
+    ) -> Iterator[TextStep]:
+        """Answer the conversations of a batch, a token of each per step; `memory` serves one alone."""
+        cache = None
+        if memory is None:
+            embeds = self.model.embed(batch.input_ids, batch.pixels, batch.image_mask)
+        else:
+            embeds, cache = memory.resume(
+                self.model, batch.input_ids, batch.pixels, batch.image_mask, room=max_new_tokens
+            )
+        return generate(
             self.model,
             embeds,
+            batch.attention_mask if cache is None else None,
             end_id=self.processor.tokenizer.eos_id,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            seeds=[_chosen_seed(seed)],
+            seeds=[_chosen_seed(seed)] * len(batch.input_ids),
             cache=cache,
         )
-        pieces = self._stream(steps, memory, keep)
-        return pieces if stream else "".join(pieces)
 
-    def _stream(self, steps: Iterator[TextStep], memory: Memory, keep: bool) -> Iterator[str]:
+    def _stream(self, steps: Iterator[TextStep], memory: Memory | None = None) -> Iterator[str]:
         """The text of one row, whole characters at a time; what was computed is kept even when broken off."""
         text = TextStream(self.processor.tokenizer)
         tokens: list[int] = []
         try:
             for step in steps:
                 tokens.append(int(step.tokens[0]))
-                if not step.ended[0] and (piece := text.push(tokens[-1])):
+                if tokens[-1] != self.processor.tokenizer.eos_id and (piece := text.push(tokens[-1])):
                     yield piece
             if rest := text.flush():
                 yield rest
         finally:
-            memory.extend(tokens)
-            if keep:
+            if memory is not None:
+                memory.extend(tokens)
                 self._memory = memory
-
-    def _answer_together(
-        self, batch: Batch, max_new_tokens: int, sampling: Sampling, seed: int | None
-    ) -> list[str]:
-        rows = len(batch.input_ids)
-        embed = torch.no_grad()(partial(self.model.embed, batch.input_ids, batch.pixels, batch.image_mask))
-        steps = generate(
-            self.model,
-            embed(),
-            batch.attention_mask,
-            end_id=self.processor.tokenizer.eos_id,
-            max_new_tokens=max_new_tokens,
-            sampling=sampling,
-            seeds=[_chosen_seed(seed)] * rows,
-        )
-        tokens = torch.stack([step.tokens for step in steps], dim=1).tolist()
-        return [self.processor.tokenizer.decode(row) for row in tokens]
 
     def _check_size(self, size: int | tuple[int, int] | None) -> None:
         own = self.config.picture_size

@@ -358,3 +358,12 @@ def test_a_chat_forgets_what_other_weights_computed(folder: Path) -> None:
     assert pipe.chat(messages, max_new_tokens=12) == fresh != before
     pipe.model.double()
     assert isinstance(pipe.chat(messages, max_new_tokens=2), str)
+
+
+def test_a_pipeline_made_in_inference_mode_chats(folder: Path, pipe: janus.Pipeline) -> None:
+    """Tensors of inference mode count no versions, by which a chat sees otherwise that weights changed."""
+    messages = [{"role": "user", "content": "Hello there"}]
+    with torch.inference_mode():
+        made = janus.load(folder, device="cpu", dtype="float32")
+        assert made.chat(messages, max_new_tokens=8) == pipe.chat(messages, max_new_tokens=8)
+        assert made.ask("Hello there", max_new_tokens=8) == pipe.ask("Hello there", max_new_tokens=8)

@@ -1,7 +1,6 @@
 """Where a model's files are: a local folder as it is, or a hub id by way of the Hugging Face cache."""
 
 import errno
-import json
 import re
 import shutil
 from collections.abc import Iterable
@@ -25,7 +24,7 @@ from huggingface_hub.utils import tqdm, validate_repo_id
 
 from janus.checks import one_line
 from janus.weights.processor_config import SIDE_FILES
-from janus.weights.read import choose_weights
+from janus.weights.read import choose_weights, indexed_names
 
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 
@@ -41,7 +40,7 @@ EXAMPLE = "deepseek-ai/Janus-Pro-1B"
 
 
 def find(
-    source: str | Path,
+    source: str | PathLike[str],
     *,
     weights: bool = True,
     revision: str | None = None,
@@ -95,8 +94,8 @@ def missing(folder: Path, *, weights: bool = True) -> list[str]:
     for name in files:
         if name.endswith(".index.json"):
             try:
-                shards.update(json.loads((folder / name).read_text(encoding="utf-8"))["weight_map"].values())
-            except (ValueError, KeyError, TypeError, AttributeError):
+                shards.update(indexed_names(folder / name))
+            except ValueError:
                 lacking.append(f"a readable {name}")
         elif match := SHARD.fullmatch(name):
             stem, _, count, suffix = match.groups()
@@ -104,7 +103,7 @@ def missing(folder: Path, *, weights: bool = True) -> list[str]:
     return lacking + sorted(shards - names)
 
 
-def _local_folder(source: str | Path) -> Path | None:
+def _local_folder(source: str | PathLike[str]) -> Path | None:
     """The folder that `source` names, or None if it can only be a hub id."""
     if not isinstance(source, str | PathLike):
         raise ValueError(f"a model is named by a folder or a hub id such as {EXAMPLE}, not {source!r}")
@@ -131,8 +130,8 @@ def _local_folder(source: str | Path) -> Path | None:
     return None
 
 
-def _checked_id(source: str | Path) -> str:
-    name = source.as_posix() if isinstance(source, Path) else source
+def _checked_id(source: str | PathLike[str]) -> str:
+    name = source if isinstance(source, str) else Path(source).as_posix()
     try:
         validate_repo_id(name)
     except HFValidationError as error:

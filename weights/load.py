@@ -16,7 +16,7 @@ from janus.devices import resolve_device, resolve_dtype
 from janus.models.janus import Janus
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
-from janus.weights.names import Layout, Source, is_dropped, sources
+from janus.weights.names import Layout, Source, is_dropped, source, sources
 from janus.weights.processor_config import read_side_files
 from janus.weights.read import Stored, contents, read, weight_files, windows
 
@@ -27,11 +27,10 @@ WINDOW = 256 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found and checked, and of which no weight has been read."""
+    """A checkpoint that was found and checked; no weight has been read, and `model` has no memory yet."""
 
     folder: Path
-    config: JanusConfig
-    layout: Layout
+    model: Janus
     stored: dict[str, Stored]
     plan: dict[str, Source]
 
@@ -59,8 +58,8 @@ def load(
     target_device = resolve_device(device)
     resolve_dtype(dtype, target_device)  # a wrong name raises before anything is fetched
     checkpoint = inspect(path, revision=revision, token=token)
-    model = empty_model(checkpoint.config)
-    fill(model, checkpoint, target_device, resolve_dtype(dtype, target_device, checkpoint.dtype))
+    model = checkpoint.model
+    fill(checkpoint, target_device, resolve_dtype(dtype, target_device, checkpoint.dtype))
     model.files = read_side_files(checkpoint.folder)
     return model.eval()
 
@@ -74,7 +73,7 @@ def inspect(path: str | Path, *, revision: str | None = None, token: str | None 
     model = empty_model(config)
     plan = sources(parameter_names(model), layout)
     check_names(stored, plan, layout, model, folder)
-    return Checkpoint(folder, config, layout, stored, plan)
+    return Checkpoint(folder, model, stored, plan)
 
 
 def settle_tie(config: JanusConfig, layout: Layout, names: Container[str]) -> JanusConfig:
@@ -112,12 +111,12 @@ def check_names(
     """Raise ValueError, naming up to ten of each kind, unless the files hold just what the model needs."""
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     expected: dict[str, tuple[int, ...]] = {}
-    for name, source in plan.items():
-        shape = shapes[name][1:] if source.squeeze else shapes[name]
-        part = (shape[0] // len(source.names), *shape[1:])
-        expected.update(dict.fromkeys(source.names, part))
+    for name, place in plan.items():
+        shape = shapes[name][1:] if place.squeeze else shapes[name]
+        part = (shape[0] // len(place.names), *shape[1:])
+        expected.update(dict.fromkeys(place.names, part))
     missing = [name for name in expected if name not in stored]
-    tied = {"language_model.lm_head.weight"} if model.config.language.tied_head else set()
+    tied = source("language.head.weight", layout).names if model.config.language.tied_head else ()
     unexpected = [
         name
         for name in stored
@@ -145,9 +144,9 @@ def check_names(
         raise ValueError(f"the weights in {folder} do not fit its config.json: {'. '.join(problems)}")
 
 
-def fill(model: Janus, checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
+def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
     """Put every tensor of the plan into the model, holding at most one window of the files besides."""
-    stored, plan = checkpoint.stored, checkpoint.plan
+    model, stored, plan = checkpoint.model, checkpoint.stored, checkpoint.plan
     owner = {part: name for name, source in plan.items() for part in source.names}
     unchanged = device.type == "cpu" and all(stored[part].dtype == dtype for part in owner)
     waiting: dict[str, dict[str, Tensor]] = {}

@@ -57,7 +57,14 @@ def weight_files(folder: Path) -> list[Path]:
     names = choose_weights(path.name for path in folder.iterdir() if path.is_file())
     for name in names:
         if name.endswith(".index.json"):
-            return [folder / shard for shard in _indexed_files(folder / name)]
+            shards = indexed_names(folder / name)
+            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            if missing:
+                raise FileNotFoundError(
+                    f"{folder} lacks {len(missing)} of the {len(shards)} files that {name} names: "
+                    f"{', '.join(missing[:10])}; fetch them again"
+                )
+            return [folder / shard for shard in shards]
     if not names:
         raise FileNotFoundError(
             f"{folder} holds no weights: no model.safetensors, no pytorch_model.bin, no shards of either"
@@ -65,7 +72,8 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _indexed_files(index: Path) -> list[str]:
+def indexed_names(index: Path) -> list[str]:
+    """The files that an index names. ValueError where it is broken, empty, or points outside its folder."""
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted(set(weight_map.values()))
@@ -74,12 +82,6 @@ def _indexed_files(index: Path) -> list[str]:
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name:
             raise ValueError(f"{index} points outside its folder, to {name!r}: such a file is never opened")
-    missing = [name for name in names if not (index.parent / name).is_file()]
-    if missing:
-        raise FileNotFoundError(
-            f"{index.parent} lacks {len(missing)} of the {len(names)} files that {index.name} names: "
-            f"{', '.join(missing[:10])}; fetch them again"
-        )
     if not names:
         raise ValueError(f"{index} names no files: fetch it again")
     return names

@@ -141,7 +141,11 @@ class Memory:
 
         The cache has room for them and for `room` more.
         """
-        weights = [(id(parameter), parameter._version, parameter.dtype) for parameter in model.parameters()]
+        weights = [
+            # Made in inference mode, a parameter counts no versions, and nothing can train it.
+            (id(parameter), None if parameter.is_inference() else parameter._version, parameter.dtype)
+            for parameter in model.parameters()
+        ]
         if weights != self.weights:
             # Trained, moved or cast since: what was computed with other weights is no past of theirs.
             self.cache, self.weights = None, weights

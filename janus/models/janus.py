@@ -27,10 +27,7 @@ if TYPE_CHECKING:
 
 
 class Janus(nn.Module):
-    """The modules of a Janus or Janus-Pro;
-
-    `files` holds the small files that came with its checkpoint, by name.
-    """
+    """The modules of a Janus or Janus-Pro; `files` holds the small files of its checkpoint, by name."""
 
     def __init__(self, config: JanusConfig) -> None:
         super().__init__()

@@ -6,7 +6,6 @@ B: conversations; S: tokens, padded on the left; N: pictures of all conversation
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -80,7 +79,7 @@ class Processor:
         """
         from janus.weights.hub import find
 
-        folder = find(Path(path) if isinstance(path, PathLike) else path, weights=False)
+        folder = find(path, weights=False)
         return cls(read_side_files(folder), where=str(folder), corrected_pictures=corrected_pictures)
 
     @property
