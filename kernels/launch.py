@@ -1,0 +1,79 @@
+"""How kernels are launched, and Triton itself where it is installed.
+
+Every launcher goes through `launch`, so that `janus.kernels.compile` can ask the launchers themselves what
+they would launch (`recorded`), and compile it for chips that are not there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    import triton
+    import triton.language as tl
+except ImportError:  # not on this platform: the ops run their references
+    triton = tl = None
+
+# Kernels run in Triton's interpreter, on the CPU and slowly: for tests.
+INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
+
+# The dtypes that kernels take; they compute in float32 inside.
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def kernel(function: Callable[..., None]) -> Any:
+    """`triton.jit`, or nothing where there is no Triton: such a kernel is never launched."""
+    return function if triton is None else triton.jit(function)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """A launch that was recorded instead of made."""
+
+    kernel: Any
+    arguments: dict[str, Any]
+    options: dict[str, int]
+
+
+_recording: list[Launch] | None = None
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Launch]]:
+    """Within it nothing is launched; -> the launches that would have been. For tensors on "meta"."""
+    global _recording
+    outer, _recording = _recording, []
+    try:
+        yield _recording
+    finally:
+        _recording = outer
+
+
+def launch(function: Any, grid: tuple[int, ...], *, options: dict[str, int], **arguments: Any) -> None:
+    """Run a kernel over a grid on its tensors' device; `options` are Triton's num_warps and num_stages."""
+    if _recording is not None:
+        _recording.append(Launch(function, arguments, options))
+        return
+    if 0 in grid:
+        return
+    device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
+    # Triton launches on the current device, whichever the tensors live on.
+    with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
+        function[grid](**arguments, **options)
+
+
+def blocks(total: int, block: int) -> int:
+    """How many blocks cover `total`."""
+    return -(-total // block)
+
+
+def power_of_two(number: int) -> int:
+    """The least power of two that is not below `number`: Triton's blocks have such sides."""
+    return 1 << max(0, number - 1).bit_length()
