@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from janus.kernels.launch import DTYPES, INTERPRETED, triton
+from janus.kernels import launch
+from janus.kernels.launch import DTYPES, INTERPRETED
 
 IMPLEMENTATIONS = ("triton", "torch")
 OPS = ("add_rms_norm", "attention", "codebook", "decode_attention", "rotary", "sample", "swiglu")
@@ -81,8 +82,8 @@ def _new_enough(index: int | None) -> bool:
 
 def obstacle(tensor: Tensor) -> str | None:
     """Why no kernel can take this tensor, or None."""
-    if triton is None:
-        return "triton is not installed"
+    if launch.missing:
+        return launch.missing
     if tensor.dtype not in DTYPES:
         return f"kernels take bfloat16, float16 and float32, not {tensor.dtype}"
     if tensor.device.type == "cuda":

@@ -18,7 +18,8 @@ from janus.kernels import choice
 from janus.kernels.launch import DTYPES, blocks, kernel, launch, tl
 
 TINY = 1e-12  # F.normalize's: below it a vector is not scaled up to unit length
-CHUNK = 32  # latents that the reference scores at once: 32 x 16,384 distances stay in a core's cache
+CHUNK = 32  # latents that the reference scores at once on a CPU: 32 x 16,384 distances stay in a core's cache
+LARGE_CHUNK = 1024  # and elsewhere, where every chunk is a handful of launches
 GROUP = 128  # codes whose least distance the reference finds before it looks which code has it
 WIDEST = 16  # the kernels keep a latent in registers, component by component
 
@@ -79,10 +80,11 @@ def nearest_code_reference(latents: Tensor, codebook: Tensor) -> Tensor:
     lengths, entry_lengths, transposed = z.pow(2).sum(1, keepdim=True), e.pow(2).sum(1), e.t().contiguous()
     # Whole groups of codes: what is added is infinitely far away. (One group where the codes are few.)
     spare = -len(e) % GROUP
-    distances = torch.full((min(CHUNK, len(z)), len(e) + spare), torch.inf, device=z.device)
+    size = CHUNK if z.device.type == "cpu" else LARGE_CHUNK
+    distances = torch.full((min(size, len(z)), len(e) + spare), torch.inf, device=z.device)
     nearest = torch.empty(len(z), dtype=torch.long, device=z.device)
-    for first in range(0, len(z), CHUNK):
-        chunk = slice(first, first + CHUNK)
+    for first in range(0, len(z), size):
+        chunk = slice(first, first + size)
         ours = distances[: len(z[chunk])]
         scored = ours[:, : len(e)]
         torch.add(lengths[chunk], entry_lengths, out=scored)
@@ -154,7 +156,7 @@ def _nearest_kernel(
     for component in tl.static_range(WIDTH):
         value = tl.load(start + component * stride_width, mask=real, other=0.0).to(tl.float32)
         total = tl.fma(value, value, total)
-        raw = (*raw, value)
+        raw = raw + (value,)  # type: ignore[assignment]  # noqa: RUF005 (Triton knows no *)
     length = tl.maximum(tl.sqrt_rn(total), tl.cast(TINY, tl.float32))
     # One vector of registers per component: latents are normalised once and read for every code.
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
@@ -162,7 +164,7 @@ def _nearest_kernel(
     for component in tl.static_range(WIDTH):
         value = tl.div_rn(raw[component], length)
         total = tl.fma(value, value, total)
-        latent = (*latent, value)
+        latent = latent + (value,)  # type: ignore[assignment]  # noqa: RUF005
 
     # Every place of the tile keeps its own best; a later code must be nearer, so the lowest index wins a tie.
     best = tl.full((BLOCK_ROWS, BLOCK_CODES), float("inf"), tl.float32)
@@ -347,7 +349,7 @@ def _launch_lookup(codes: Tensor, codebook: Tensor) -> Tensor:
     launch(
         _lookup_kernel,
         (blocks(codes.numel(), 128),),
-        codes_ptr=codes.contiguous(),
+        codes_ptr=codes.to(torch.int64).contiguous(),
         codebook_ptr=codebook,
         entries_ptr=entries,
         rows=codes.numel(),
@@ -408,12 +410,10 @@ def lookup(codes: Tensor, codebook: Tensor) -> Tensor:
 def every_launch() -> Iterator[Callable[[], object]]:
     """Calls on "meta" tensors that together launch every configuration of these kernels.
 
-    Two widths stand for all: the released models' and the widest.
+    Two widths stand for all: the released models', and the widest, in float32.
     """
-    for dtype in DTYPES:
-        for width in (8, WIDEST):
-            codebook = torch.empty(16384, width, dtype=dtype, device="meta")
-            for latents in (torch.empty(576, width), torch.empty(16, width, 24, 24)):
-                yield partial(_launch_nearest_code, latents.to("meta", dtype), codebook)
-            codes = torch.empty(16, 24, 24, dtype=torch.long, device="meta")
-            yield partial(_launch_lookup, codes, codebook)
+    for width, dtype in [*((8, dtype) for dtype in DTYPES), (WIDEST, torch.float32)]:
+        codebook = torch.empty(16384, width, dtype=dtype, device="meta")
+        for latents in (torch.empty(576, width), torch.empty(16, width, 24, 24)):
+            yield partial(_launch_nearest_code, latents.to("meta", dtype), codebook)
+        yield partial(_launch_lookup, torch.empty(16, 24, 24, dtype=torch.long, device="meta"), codebook)

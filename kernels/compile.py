@@ -101,11 +101,11 @@ def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tu
             attributes[(index,)] = [["tt.divisibility", 16]]
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
-        elif value == 1:
+        elif value == 1 and not parameter.do_not_specialize:
             signature[parameter.name], constants[parameter.name] = "constexpr", 1
         else:
             signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if value % 16 == 0:
+            if value % 16 == 0 and not parameter.do_not_specialize:
                 attributes[(index,)] = [["tt.divisibility", 16]]
     return signature, constants, attributes
 
@@ -153,7 +153,9 @@ def compile_for(launch: Launch, chip_name: str) -> Report:
     signature, constants, attributes = specialised(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     compiled = triton.compile(
-        source, target=GPUTarget(chip.backend, chip.architecture, chip.warp), options=launch.options
+        source,
+        target=GPUTarget(chip.backend, chip.architecture, chip.warp),
+        options=launch.amd_options if chip.backend == "hip" else launch.options,
     )
     if chip.backend == "cuda":
         registers, spilled = _ptxas(compiled.asm["ptx"], int(chip.architecture))

@@ -7,6 +7,7 @@ they would launch (`recorded`), and compile it for chips that are not there.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,10 +16,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+OLDEST_TRITON = (3, 3)  # the first with tuples in kernels
+
 try:
     import triton
     import triton.language as tl
-except ImportError:  # not on this platform: the ops run their references
+except ImportError:
+    triton = tl = None
+
+# Why there is no Triton to use, if so: then the ops run their references.
+missing: str | None = None
+if triton is None:
+    missing = "triton is not installed"
+elif tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+    missing = f"triton {triton.__version__} is older than {'.'.join(map(str, OLDEST_TRITON))}"
     triton = tl = None
 
 # Kernels run in Triton's interpreter, on the CPU and slowly: for tests.
@@ -40,6 +51,7 @@ class Launch:
     kernel: Any
     arguments: dict[str, Any]
     options: dict[str, int]
+    amd_options: dict[str, int]
 
 
 _recording: list[Launch] | None = None
@@ -56,22 +68,39 @@ def recorded() -> Iterator[list[Launch]]:
         _recording = outer
 
 
-def launch(function: Any, grid: tuple[int, ...], *, options: dict[str, int], **arguments: Any) -> None:
-    """Run a kernel over a grid on its tensors' device; `options` are Triton's num_warps and num_stages."""
+def launch(
+    function: Any,
+    grid: tuple[int, ...],
+    *,
+    options: dict[str, int],
+    amd_options: dict[str, int] | None = None,
+    **arguments: Any,
+) -> None:
+    """Run a kernel over a grid on its tensors' device; `options` are Triton's num_warps and num_stages.
+
+    `amd_options` are those for AMD's GPUs, where they are others.
+    """
+    amd_options = options if amd_options is None else amd_options
     if _recording is not None:
-        _recording.append(Launch(function, arguments, options))
+        _recording.append(Launch(function, arguments, options, amd_options))
         return
     if 0 in grid:
         return
     device = next(value.device for value in arguments.values() if isinstance(value, Tensor))
     # Triton launches on the current device, whichever the tensors live on.
     with torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext():
-        function[grid](**arguments, **options)
+        function[grid](**arguments, **(options if torch.version.hip is None else amd_options))
 
 
 def blocks(total: int, block: int) -> int:
     """How many blocks cover `total`."""
     return -(-total // block)
+
+
+def as_rows(tensor: Tensor) -> Tensor:
+    """(..., D) -> (rows, D), elements of a row beside each other; copied only where strides demand it."""
+    rows = tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
+    return rows if rows.stride(1) == 1 else rows.contiguous()
 
 
 def power_of_two(number: int) -> int:

@@ -7,10 +7,10 @@ original's vq_model.py.
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
 from janus.config import VQConfig
+from janus.kernels.codebook import lookup, nearest_code
 
 
 def swish(x: Tensor) -> Tensor:
@@ -166,16 +166,6 @@ class Decoder(nn.Module):
         return self.conv_out(swish(self.norm_out(x)))
 
 
-def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The row of `codebook` (codes, C) nearest to each of `latents` (N, C), both of unit length: (N,) int64.
-
-    In float32 whatever comes in, by the original's own formula, so that near-ties fall to the same side.
-    """
-    z, e = latents.float(), codebook.float()
-    distances = z.pow(2).sum(1, keepdim=True) + e.pow(2).sum(1) - 2 * (z @ e.t())
-    return distances.argmin(dim=1)
-
-
 class VQ(nn.Module):
     """Encoder, codebook and decoder.
 
@@ -209,15 +199,8 @@ class VQ(nn.Module):
         return self.quant_conv(self.encoder(pixels.to(self.codebook.dtype)))
 
     def nearest(self, latents: Tensor) -> Tensor:
-        """(B, C, h, w) -> the codes (B, h, w) whose entries are nearest, both at unit length."""
-        entries = F.normalize(self.codebook, dim=1)
-        codes = torch.empty_like(latents[:, 0], dtype=torch.long)
-        # One picture at a time: the distances of all positions to all codes are 38 MB for each released
-        # picture.
-        for picture, its_codes in zip(F.normalize(latents, dim=1), codes, strict=True):
-            found = nearest_code(rearrange(picture, "C h w -> (h w) C"), entries)
-            its_codes.copy_(found.view_as(its_codes))
-        return codes
+        """(B, C, h, w) -> the codes (B, h, w) whose entries are nearest, both at unit length, in float32."""
+        return nearest_code(latents, self.codebook)
 
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> the nearest codes' entries in the same shape, and the codes (B, h, w).
@@ -235,9 +218,7 @@ class VQ(nn.Module):
             raise ValueError(
                 f"codes run from {codes.min()} to {codes.max()}, of a codebook of {self.config.codes}"
             )
-        entries = F.embedding(codes.long(), F.normalize(self.codebook, dim=1))
-        # Contiguous, or torch would run the whole decoder in channels-last, where its error is tenfold.
-        return rearrange(entries, "B h w C -> B C h w").contiguous()
+        return lookup(codes, self.codebook)
 
     def decode_latents(self, latents: Tensor) -> Tensor:
         """Entries (B, code_width, h, w) -> pixels (B, 3, factor * h, factor * w)."""

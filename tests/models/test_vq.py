@@ -5,13 +5,11 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from janus.config import VQConfig
 from janus.models.janus import Janus
-from janus.models.vq import VQ, Downsample, nearest_code
+from janus.models.vq import VQ, Downsample
 
 
 def build(levels: int, *, codes: int = 40, code_width: int = 4) -> VQ:
@@ -59,29 +57,6 @@ def test_downsampling_pads_right_and_below_only() -> None:
     down.conv.bias.zero_()  # type: ignore[union-attr]
     x = torch.arange(16.0).view(1, 1, 4, 4)
     assert down(x).flatten().tolist() == [0, 2, 8, 10]
-
-
-@settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 9999), count=st.integers(1, 20), codes=st.integers(1, 30), width=st.integers(1, 8))
-def test_nearest_code_is_the_largest_cosine(seed: int, count: int, codes: int, width: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    latents = F.normalize(torch.randn(count, width, generator=generator), dim=1)
-    codebook = F.normalize(torch.randn(codes, width, generator=generator), dim=1)
-    chosen = nearest_code(latents, codebook)
-    similarity = (latents.double()[:, None] * codebook.double()).sum(-1)
-    # A near-tie may fall to either side in float32.
-    assert (similarity.gather(1, chosen[:, None])[:, 0] >= similarity.amax(1) - 1e-6).all()
-
-
-def test_ties_give_the_lowest_index() -> None:
-    codebook = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-    assert nearest_code(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), codebook).tolist() == [1, 0]
-
-
-def test_nearest_code_compares_in_float32() -> None:
-    # In bfloat16 the distances to these two are equal, and the first would win.
-    codebook = F.normalize(torch.tensor([[1.0, 0.02], [1.0, 0.01]]), dim=1)
-    assert nearest_code(torch.tensor([[1.0, 0.0]], dtype=torch.bfloat16), codebook).tolist() == [1]
 
 
 @torch.no_grad()
