@@ -1,0 +1,257 @@
+"""One case of one benchmark: its implementations made ready, compared, and timed side by side.
+
+A benchmark is a module `bench_<name>.py` that says what to measure and never how:
+
+    CASES                   the shapes, from cases.py
+    cost(case)              -> Cost: the bytes and FLOP that nothing can do without
+    inputs(case, device)    -> a tuple of random tensors (or models), anew each time
+    setup(case, device)     -> {implementation: prepare}, made without touching the device. prepare(*inputs)
+                            -> a call without arguments, which computes and returns tensors: only that is
+                            timed. The first is what the others are compared with. variants.py has the usual.
+    problem(case, inputs, name, result, expected)   if need be, in place of compare.problem
+    ONLY_IF_ASKED           if need be, families of peers that run only when --peers names them
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+import compare
+from cases import Case, dtype_name
+from machine import Ceilings, Machine
+from rows import Row
+from timer import Budget, Call, Region, Timing, cpu_region, cuda_region, interleaved
+
+MOST_COPIES = 32
+ROOM = 1 << 30  # bytes for all copies of a case's inputs
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What any implementation must move and compute; `arithmetic` is the dtype whose rate bounds it."""
+
+    bytes: int
+    flop: int
+    arithmetic: torch.dtype
+
+
+def title(benchmark: ModuleType) -> str:
+    """The name of a benchmark: its file's, without what all have in common."""
+    return benchmark.__name__.removeprefix("bench_")
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all cases of a run share."""
+
+    device: torch.device
+    machine: Machine
+    ceilings: Ceilings
+    budget: Budget
+    date: str
+    quick: bool
+
+
+@contextlib.contextmanager
+def _silenced() -> Iterator[None]:
+    """Nothing reaches standard error, not even from C++: torch's profiler announces itself there."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def peak_bytes(call: Call, device: torch.device) -> int:
+    """The most that torch has allocated at once during a call, the result included."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - before
+    with _silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    del result
+    # The profiler's own summary keeps sums for each op; the peak needs every event in its order.
+    recorded = profiler.profiler.kineto_results.events()
+    events = [event for event in recorded if event.name() == "[memory]"]
+    held = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        most = max(most, held)
+    return most
+
+
+def copies(cost: Cost, inputs: Sequence[Any], cache: int) -> int:
+    """How many sets of inputs take turns.
+
+    Enough that none stays in the cache till its next turn, within reason: where even MOST_COPIES fit, the op
+    finds them there, as it does in a model, where they have just been written.
+    """
+    wanted = math.ceil(3 * cache / max(1, cost.bytes))
+    return max(1, min(wanted, MOST_COPIES, ROOM // max(1, compare.nbytes(inputs))))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"[:200]
+
+
+def differs(case: Case, inputs: Sequence[Any], name: str, result: Any, expected: Any) -> str | None:
+    """What most benchmarks ask of a result."""
+    return compare.problem(result, expected, case.dtype)
+
+
+def input_sets(benchmark: ModuleType, case: Case, device: torch.device, cache: int) -> list[Sequence[Any]]:
+    """As many sets of inputs as take turns, each with other numbers."""
+    sets: list[Sequence[Any]] = []
+    while len(sets) < (copies(benchmark.cost(case), sets[0], cache) if sets else 1):
+        torch.manual_seed(len(sets))
+        sets.append(benchmark.inputs(case, device))
+    return sets
+
+
+def ready(
+    benchmark: ModuleType,
+    case: Case,
+    implementations: Mapping[str, Callable[..., Call]],
+    sets: Sequence[Sequence[Any]],
+    device: torch.device,
+    note: Callable[[str, str], None],
+) -> tuple[dict[str, list[Call]], dict[str, int]]:
+    """The calls, one for each set of inputs, and the peak memory, of those that run and are right.
+
+    `note` hears of the others: a name, and why.
+    """
+    check = getattr(benchmark, "problem", differs)
+    calls: dict[str, list[Call]] = {}
+    peaks: dict[str, int] = {}
+    expected = None
+    for name, prepare in implementations.items():
+        try:
+            first = prepare(*sets[0])
+            result = first()
+            if expected is None:
+                expected = result
+            elif wrong := check(case, sets[0], name, result, expected):
+                note(name, f"is wrong, so it was not timed: {wrong}")
+                continue
+            del result
+            peaks[name] = peak_bytes(first, device)
+            calls[name] = [first, *(prepare(*inputs) for inputs in sets[1:])]
+        except Exception as error:  # unsupported here, or out of memory: the others go on
+            note(name, f"did not run: {_first_line(error)}")
+    return calls, peaks
+
+
+def timed(
+    calls: Mapping[str, Sequence[Call]], session: Session, note: Callable[[str, str], None]
+) -> dict[str, Timing]:
+    spoiler = None
+    if session.device.type == "cuda":
+        room = max(4 * session.machine.cache, 1 << 28)
+        spoiler = torch.empty(room, dtype=torch.int8, device=session.device)
+    regions: dict[str, Region] = {}
+    for name, its_calls in calls.items():
+        try:
+            regions[name] = cpu_region(its_calls) if spoiler is None else cuda_region(its_calls, spoiler)
+        except Exception as error:
+            note(name, f"could not be timed: {_first_line(error)}")
+    timings, failures = interleaved(regions, session.budget)
+    for name, failure in failures.items():
+        note(name, f"stopped working: {_first_line(failure)}")
+    return timings
+
+
+def measure(
+    benchmark: ModuleType, case: Case, names: Sequence[str], session: Session
+) -> tuple[list[Row], list[str]]:
+    """Time the implementations `names`; -> their rows, and a line on each that has none."""
+    notes: list[str] = []
+
+    def note(name: str, text: str) -> None:
+        notes.append(f"{case.name}: {name} {text}")
+
+    device, machine = session.device, session.machine
+    with torch.no_grad():
+        try:
+            sets = input_sets(benchmark, case, device, machine.cache)
+        except Exception as error:
+            note("inputs", f"could not be made: {_first_line(error)}")
+            return [], notes
+        everything = benchmark.setup(case, device)
+        calls, peaks = ready(benchmark, case, {name: everything[name] for name in names}, sets, device, note)
+        timings = timed(calls, session, note)
+    del sets, everything, calls
+    release(device)
+    return [
+        row(title(benchmark), case, name, timing, benchmark.cost(case), peaks[name], session)
+        for name, timing in timings.items()
+    ], notes
+
+
+def row(
+    benchmark: str, case: Case, name: str, timing: Timing, cost: Cost, peak: int, session: Session
+) -> Row:
+    """What was measured beside what it could be. Six digits are more than a clock is good for."""
+    machine, ceilings = session.machine, session.ceilings
+    rate = ceilings.rates[cost.arithmetic]
+    floor = 1000 * max(cost.bytes / ceilings.bandwidth, cost.flop / rate)
+
+    def rounded(number: float) -> float:
+        return float(f"{number:.6g}")
+
+    return Row(
+        date=session.date,
+        machine=machine.name,
+        device=machine.device,
+        threads=machine.threads,
+        torch=machine.torch,
+        triton=machine.triton,
+        commit=machine.commit,
+        quick=session.quick,
+        benchmark=benchmark,
+        case=case.name,
+        dtype=dtype_name(case.dtype),
+        implementation=name,
+        unit="ms",
+        median=rounded(timing.median),
+        quantile_20=rounded(timing.quantile_20),
+        quantile_80=rounded(timing.quantile_80),
+        cpu=None if math.isnan(timing.cpu) else rounded(timing.cpu),
+        repeats=timing.repeats,
+        calls=timing.calls,
+        clock=timing.clock,
+        floor=rounded(floor),
+        floor_fraction=rounded(floor / timing.median),
+        bytes=cost.bytes,
+        flop=cost.flop,
+        arithmetic=dtype_name(cost.arithmetic),
+        bandwidth=rounded(ceilings.bandwidth),
+        rate=rounded(rate),
+        peak_bytes=peak,
+    )
+
+
+def release(device: torch.device) -> None:
+    """Forget what the last case compiled and allocated: torch.compile keeps eight variants of a function."""
+    torch.compiler.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

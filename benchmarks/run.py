@@ -1,0 +1,206 @@
+"""Measure what this library does, beside others that do the same, on this machine.
+
+    python benchmarks/run.py                          everything that this machine can run
+    python benchmarks/run.py --only attention,swiglu  some benchmarks, or cases, or beginnings of their names
+    python benchmarks/run.py --list                   what there is; nothing is run
+
+Every implementation is first compared with the first one, and timed only if it computes the same. Rows are
+printed, and kept in benchmarks/results/<machine>.csv with pictures beside it; `--quick` keeps nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from types import ModuleType
+
+if __name__ == "__main__":
+    # Read when torch is imported. Threads that wait for others sleep: where spinning ones share their cores
+    # with other processes, a call of 60 microseconds can take 20 milliseconds.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch
+
+import plot
+import rows
+from cases import Case, dtype_name
+from machine import identify, measure_ceilings
+from measure import Session, measure, title
+from peers import FAMILIES, family
+from timer import FULL, QUICK
+
+FOLDER = Path(__file__).resolve().parent
+
+
+class Mistake(Exception):
+    """What the user can mend, in one line."""
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A case to measure, and the names of the implementations to measure it with."""
+
+    benchmark: ModuleType
+    case: Case
+    names: tuple[str, ...]
+
+
+def benchmarks() -> list[ModuleType]:
+    """Every bench_<name>.py beside this file."""
+    return [importlib.import_module(file.stem) for file in sorted(FOLDER.glob("bench_*.py"))]
+
+
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",") if word.strip()]
+
+
+def implementations(
+    benchmark: ModuleType, case: Case, device: torch.device, peers: Sequence[str] | None
+) -> tuple[str, ...]:
+    """Ours, and those peers that are wanted: if none is named, all but the benchmark's ONLY_IF_ASKED."""
+    names = benchmark.setup(case, device)
+    if peers is None:
+        unwanted = getattr(benchmark, "ONLY_IF_ASKED", ())
+        return tuple(name for name in names if family(name) not in unwanted)
+    return tuple(name for name in names if family(name) == rows.OWN or name in peers or family(name) in peers)
+
+
+def select(
+    found: Iterable[ModuleType],
+    device: torch.device,
+    *,
+    only: Sequence[str] | None = None,
+    peers: Sequence[str] | None = None,
+    quick: bool = False,
+) -> list[Selected]:
+    """The cases that `only` names or begins to name, all if it is None.
+
+    A case that is not named in full is left out where it is too large: for a CPU, or for `quick`. Raises
+    Mistake for names that fit nothing.
+    """
+    everything = [(benchmark, case) for benchmark in found for case in benchmark.CASES]
+    for word in only or ():
+        if not any(
+            title(benchmark).startswith(word) or case.name.startswith(word) for benchmark, case in everything
+        ):
+            known = ", ".join(dict.fromkeys(title(benchmark) for benchmark, _ in everything))
+            raise Mistake(
+                f"no benchmark or case is called {word!r}; the benchmarks are {known} (--list: all)"
+            )
+    for word in peers or ():
+        if family(word) not in FAMILIES:
+            raise Mistake(f"no peer is called {word!r}; there are {', '.join(FAMILIES)}")
+
+    def wanted(benchmark: ModuleType, case: Case) -> bool:
+        if only is not None and case.name in only:
+            return True
+        named = only is None or any(
+            title(benchmark).startswith(word) or case.name.startswith(word) for word in only
+        )
+        return named and (case.quick or not quick) and (case.cpu or device.type != "cpu")
+
+    return [
+        Selected(benchmark, case, implementations(benchmark, case, device, peers))
+        for benchmark, case in everything
+        if wanted(benchmark, case)
+    ]
+
+
+def parser() -> argparse.ArgumentParser:
+    usage = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    usage.add_argument("--list", action="store_true", help="print what would be measured here, and stop")
+    usage.add_argument("--only", metavar="A,B", help="benchmarks or cases by name, or how their names begin")
+    usage.add_argument("--peers", metavar="P,...", help=f"only these beside ours, of {', '.join(FAMILIES)}")
+    usage.add_argument("--quick", action="store_true", help="small cases, few repeats; nothing is kept")
+    usage.add_argument("--json", metavar="FILE", type=Path, help="write the rows there")
+    usage.add_argument(
+        "--threads", metavar="N", type=int, help="of the CPU; as many as torch takes if left out"
+    )
+    usage.add_argument("--device", choices=("cpu", "cuda"), help="the GPU if there is one")
+    usage.add_argument("--commit", metavar="NAME", help="what the rows call the code where there is no git")
+    usage.add_argument(
+        "--results", metavar="FOLDER", type=Path, help="where rows and pictures are kept, --quick or not"
+    )
+    return usage
+
+
+def run(
+    selected: Sequence[Selected], session: Session, folder: Path | None
+) -> tuple[list[rows.Row], list[str]]:
+    """Measure all; after each case its rows are kept, so that little is lost when a later one is stopped."""
+    measured, notes = [], []
+    for number, one in enumerate(selected, 1):
+        print(f"[{number}/{len(selected)}] {one.case.name}: {', '.join(one.names)}", flush=True)
+        new, remarks = measure(one.benchmark, one.case, one.names, session)
+        for remark in remarks:
+            print(f"  {remark}", flush=True)
+        measured += new
+        notes += remarks
+        if folder is not None:
+            rows.merge(folder, new)
+    return measured, notes
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    try:
+        selected = select(
+            benchmarks(), device, only=_words(options.only), peers=_words(options.peers), quick=options.quick
+        )
+        if not selected:
+            raise Mistake(
+                "the cases named are too large for this device or --quick: name one in full, or see --list"
+            )
+    except Mistake as mistake:
+        print(f"run.py: {mistake}", file=sys.stderr)
+        return 2
+    if options.list:
+        width = max(len(one.case.name) for one in selected)
+        for one in selected:
+            print(f"{title(one.benchmark):<17} {one.case.name:<{width}}  {' '.join(one.names)}")
+        return 0
+    machine = identify(device, options.commit)
+    print(f"{machine.device}, {machine.threads} threads, torch {machine.torch}, commit {machine.commit}")
+    arithmetics = dict.fromkeys(one.benchmark.cost(one.case).arithmetic for one in selected)
+    ceilings = measure_ceilings(device, arithmetics)
+    rates = [f"{rate / 1e12:.3g} TFLOP/s in {dtype_name(dtype)}" for dtype, rate in ceilings.rates.items()]
+    print(", ".join([f"{ceilings.bandwidth / 1e9:.4g} GB/s", *rates]))
+    session = Session(
+        device=device,
+        machine=machine,
+        ceilings=ceilings,
+        budget=QUICK if options.quick else FULL,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        quick=options.quick,
+    )
+    folder = options.results or (None if options.quick else rows.RESULTS)
+    measured, notes = run(selected, session, folder)
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(row) for row in measured], indent=1) + "\n")
+    print()
+    print(rows.table(measured))
+    for note in notes:
+        print(note)
+    if folder is not None:
+        for message in plot.draw(
+            folder, machine.name, list(dict.fromkeys(row.benchmark for row in measured))
+        ):
+            print(message)
+    # Ours must run, and be right; what others cannot do here is theirs.
+    done = {(row.case, row.implementation) for row in measured}
+    ours = [(one.case.name, name) for one in selected for name in one.names if family(name) == rows.OWN]
+    return 0 if done.issuperset(ours) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""One case: what is wrong is not timed, and a row says what was measured and what could be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import compare
+from measure import MOST_COPIES, Cost, Session, copies, measure, peak_bytes
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.usefixtures("hasty")
+def test_only_what_is_right_is_timed(fake: Any, session: Session) -> None:
+    case = fake.module.CASES[0]
+    names = list(fake.module.setup(case, CPU))
+    rows, notes = measure(fake.module, case, names, session)
+    assert [row.implementation for row in rows] == ["eager", "janus", "transformers"]
+    reasons = dict(note.removeprefix(f"{case.name}: ").split(" ", 1) for note in notes)
+    assert set(reasons) == {"einsum-wrong", "sdpa-failing", "cdist-nan", "flex-shape"}
+    assert "off by 5.0e-03 of the largest magnitude" in reasons["einsum-wrong"]
+    assert reasons["sdpa-failing"] == "did not run: RuntimeError: no kernel"
+    assert "off by nan" in reasons["cdist-nan"]
+    assert "shape (1023,) instead of (1024,)" in reasons["flex-shape"]
+    for wrong in ("einsum-wrong", "cdist-nan", "flex-shape", "sdpa-failing"):
+        assert fake.counts[wrong] == 1
+    assert fake.counts["janus"] > 3
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_row_beside_its_floor(fake: Any, session: Session) -> None:
+    rows, _ = measure(fake.module, fake.module.CASES[0], ["eager", "janus"], session)
+    for row in rows:
+        # 8 KiB at 8 MiB a second take a thousandth of it, 1024 FLOP at 102,400 a second ten.
+        assert row.floor == 10.0
+        assert row.floor_fraction == pytest.approx(10.0 / row.median, rel=1e-4)
+        assert (row.bytes, row.flop, row.arithmetic, row.repeats) == (8192, 1024, "fp32", 3)
+        assert (row.benchmark, row.case, row.dtype, row.unit) == ("fake", "double_1024_fp32", "fp32", "ms")
+        assert row.quantile_20 <= row.median <= row.quantile_80
+        assert 4096 <= row.peak_bytes < 4200  # its result, and a few scalars
+        assert row.commit == "abc"
+
+
+def test_the_larger_term_is_the_floor(fake: Any, session: Session) -> None:
+    fake.module.cost = lambda case: Cost(bytes=8192 * 50, flop=1024, arithmetic=torch.float32)
+    rows, _ = measure(fake.module, fake.module.CASES[0], ["janus"], session)
+    assert rows[0].floor == 50.0
+
+
+def test_inputs_that_cannot_be_made_are_noted(fake: Any, session: Session) -> None:
+    def fails(case: object, device: object) -> None:
+        raise RuntimeError("out of memory")
+
+    fake.module.inputs = fails
+    rows, notes = measure(fake.module, fake.module.CASES[0], ["janus"], session)
+    assert rows == []
+    assert notes == ["double_1024_fp32: inputs could not be made: RuntimeError: out of memory"]
+
+
+def test_each_copy_of_the_inputs_has_other_numbers_and_each_run_the_same(
+    fake: Any, session: Session, hasty: None
+) -> None:
+    seen: list[float] = []
+    made = fake.module.inputs
+
+    def inputs(case: Any, device: torch.device) -> Any:
+        found = made(case, device)
+        seen.append(found[0][0].item())
+        return found
+
+    fake.module.inputs = inputs
+    measure(fake.module, fake.module.CASES[0], ["janus"], session)
+    first = list(seen)
+    assert len(set(first)) == len(first) == MOST_COPIES
+    measure(fake.module, fake.module.CASES[0], ["janus"], session)
+    assert seen == first * 2
+
+
+def test_copies_outgrow_the_cache_but_not_the_memory() -> None:
+    def number(moved: int, held: int, cache: int) -> int:
+        return copies(
+            Cost(moved, 1, torch.float32), [torch.empty(held, dtype=torch.int8, device="meta")], cache
+        )
+
+    assert number(1 << 20, 1 << 20, 4 << 20) == 12
+    assert number(1 << 30, 1 << 30, 4 << 20) == 1
+    assert number(1 << 10, 1 << 10, 1 << 30) == MOST_COPIES
+    assert number(1 << 10, 1 << 28, 1 << 30) == 4
+    assert number(1 << 10, 1 << 32, 1 << 30) == 1
+
+
+def test_peak_memory_is_what_is_held_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    def call() -> torch.Tensor:
+        large = torch.zeros(1 << 20)  # 4 MiB
+        second = large + 1  # and as much again
+        del large
+        third = second * 2
+        return third[:1].clone()
+
+    assert 8 << 20 <= peak_bytes(call, CPU) < 9 << 20
+    assert capfd.readouterr().err == ""  # torch's profiler would announce itself
+
+
+@pytest.mark.parametrize(
+    ("dtype", "allowed", "refused"),
+    [(torch.float32, 5e-5, 2e-4), (torch.float16, 4e-3, 1e-2), (torch.bfloat16, 2e-2, 5e-2)],
+)
+def test_tolerance_is_the_dtypes(dtype: torch.dtype, allowed: float, refused: float) -> None:
+    expected = torch.linspace(-1, 1, 101)
+    for error, right in ((allowed, True), (refused, False)):
+        result = expected.clone()
+        result[50] += error
+        assert (compare.problem(result, expected, dtype) is None) == right
+
+
+def test_comparison_of_several_tensors_and_of_integers() -> None:
+    floats, codes = torch.ones(3), torch.arange(3)
+    assert compare.problem((floats, codes), (floats, codes), torch.float32) is None
+    assert compare.problem((floats, codes + 1), (floats, codes), torch.float32) == (
+        "3 of 3 numbers differ in tensor 2"
+    )
+    assert compare.problem([floats], (floats, codes), torch.float32) == "1 tensors instead of 2"
+
+
+def test_near_ties_may_differ() -> None:
+    score = torch.tensor([[1.0, 1.001, 3.0], [2.0, 5.0, 5.0]])
+    best = torch.tensor([0, 1])
+    assert compare.near_tie(torch.tensor([1, 2]), best, score, 0.01) is None
+    assert compare.near_tie(torch.tensor([2, 1]), best, score, 0.01) == (
+        "1 of 2 choices are wrong, by up to 2.0e+00"
+    )

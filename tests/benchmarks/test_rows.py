@@ -1,0 +1,121 @@
+"""Rows are kept in one file for each machine, and newer ones replace older ones of the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from rows import Row, best_peer, latest, merge, number, read, table
+
+Made = Callable[..., Row]
+
+
+def test_rows_survive_the_file(tmp_path: Path, made: Made) -> None:
+    rows = [
+        made(cpu=None, quick=True),
+        made(implementation="eager", cpu=1.25, median=0.1 + 0.2, device='a "b", c'),
+    ]
+    (file,) = merge(tmp_path, rows)
+    assert file.name == "cray-1.csv"
+    assert sorted(read(file), key=lambda row: row.implementation, reverse=True) == rows
+
+
+def test_a_row_replaces_its_older_self_and_nothing_else(tmp_path: Path, made: Made) -> None:
+    old = [
+        made(),
+        made(implementation="eager"),
+        made(commit="def"),
+        made(case="other_1_fp32"),
+        made(torch="2.6"),
+    ]
+    merge(tmp_path, old)
+    new = made(median=1.0, date="2026-11-23T00:00:00+00:00")
+    (file,) = merge(tmp_path, [new])
+    found = read(file)
+    assert len(found) == len(old)
+    assert new in found
+    assert old[0] not in found
+    assert set(old[1:]) < set(found)
+
+
+@pytest.mark.parametrize(
+    "field", ["machine", "torch", "triton", "commit", "benchmark", "case", "implementation"]
+)
+def test_what_makes_another_row(made: Made, field: str) -> None:
+    assert replace(made(), **{field: "other"}).identity != made().identity
+    assert made(median=1.0, date="2027").identity == made().identity
+
+
+def test_each_machine_has_its_file(tmp_path: Path, made: Made) -> None:
+    files = merge(tmp_path, [made(), made(machine="cray-2")])
+    assert {file.name for file in files} == {"cray-1.csv", "cray-2.csv"}
+    assert [len(read(file)) for file in files] == [1, 1]
+
+
+def test_merging_again_changes_nothing(tmp_path: Path, made: Made) -> None:
+    rows = [made(implementation=name, case=case) for name in "cab" for case in ("two", "one")]
+    (file,) = merge(tmp_path, rows)
+    before = file.read_bytes()
+    merge(tmp_path, reversed(rows))
+    assert file.read_bytes() == before
+
+
+def test_a_file_with_other_columns_is_not_overwritten(tmp_path: Path, made: Made) -> None:
+    file = tmp_path / "cray-1.csv"
+    file.write_text("machine,median\ncray-1,2\n")
+    with pytest.raises(ValueError, match="other columns"):
+        merge(tmp_path, [made()])
+    assert file.read_text() == "machine,median\ncray-1,2\n"
+
+
+def test_the_last_run_of_each_case(made: Made) -> None:
+    old = [made(date="2026-01-01"), made(date="2026-01-01", implementation="eager")]
+    new = [made(date="2026-02-02", commit="def"), made(date="2025-01-01", case="other_1_fp32")]
+    assert latest([*old, *new]) == new
+    assert latest([*new, *old]) == new
+
+
+def test_the_best_peer_is_not_ours(made: Made) -> None:
+    rows = [
+        made(implementation="janus-torch", median=0.5),
+        made(implementation="eager", median=3.0),
+        made(implementation="compiled", median=1.0),
+    ]
+    peer = best_peer(rows)
+    assert peer is not None
+    assert peer.implementation == "compiled"
+    assert best_peer(rows[:1]) is None
+
+
+def test_the_printed_table_is_aligned(made: Made) -> None:
+    text = table(
+        [made(), made(implementation="compiled", median=3.0, floor_fraction=0.5 / 3), made(case="x_1_bf16")]
+    )
+    lines = text.splitlines()
+    assert lines[0].split()[:3] == ["case", "implementation", "median"]
+    ours = next(line for line in lines if "double" in line and "janus" in line)
+    assert "1.50 (compiled)" in ours
+    assert " 4.0 " in ours  # times its floor
+    column = lines[0].index("unit")
+    assert all(line[column : column + 2] == "ms" for line in lines[1:])
+    assert lines.index(ours) < next(number for number, line in enumerate(lines) if " compiled " in line)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (1234.5, "1,234"),
+        (123.4, "123"),
+        (12.345, "12.3"),
+        (2.0, "2.00"),
+        (0.5, "0.500"),
+        (0.0123, "0.0123"),
+        (0.00123, "0.00123"),
+        (0.0, "0.00000"),
+    ],
+)
+def test_numbers(value: float, text: str) -> None:
+    assert number(value) == text

@@ -1,0 +1,220 @@
+"""The command: what it selects, prints and writes."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import plot
+import run
+from cases import Case
+from machine import Ceilings, current_commit, identify, measure_ceilings, slug
+from rows import Row, read
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+def names(selected: list[run.Selected]) -> list[str]:
+    return [one.case.name for one in selected]
+
+
+@pytest.fixture
+def only_fake(fake: Any, hasty: None, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The command knows no other benchmark, and does not measure the machine."""
+    monkeypatch.setattr(run, "benchmarks", lambda: [fake.module])
+    monkeypatch.setattr(
+        run, "measure_ceilings", lambda device, dtypes: Ceilings(1e9, dict.fromkeys(dtypes, 1e9))
+    )
+    return fake
+
+
+def test_started_by_file_from_anywhere(tmp_path: Path) -> None:
+    command = [sys.executable, str(REPOSITORY / "benchmarks" / "run.py"), "--list", "--only", "swiglu"]
+    listed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert listed.returncode == 0, listed.stderr
+    lines = listed.stdout.splitlines()
+    assert lines
+    assert all(re.fullmatch(r"swiglu +swiglu_\w+ +eager compiled janus.*", line) for line in lines)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_list_names_every_benchmark_and_runs_nothing(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in run.benchmarks():
+        monkeypatch.setattr(module, "inputs", None)
+    assert run.main(["--list", "--device", "cpu"]) == 0
+    listed = {line.split()[0] for line in capsys.readouterr().out.splitlines()}
+    files = {file.stem.removeprefix("bench_") for file in (REPOSITORY / "benchmarks").glob("bench_*.py")}
+    assert listed == files >= {"attention", "codebook", "swiglu"}
+
+
+def test_names_of_cases_are_unique_and_end_in_their_dtype() -> None:
+    cases: list[Case] = [case for module in run.benchmarks() for case in module.CASES]
+    assert len({case.name for case in cases}) == len(cases)
+    for case in cases:
+        assert re.fullmatch(r"[a-z]\w*_(bf16|fp16|fp32)", case.name)
+        assert case.name.endswith(
+            {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[case.dtype]
+        )
+    headlines = [case.headline for case in cases if case.headline]
+    assert len(set(headlines)) == len(headlines)
+
+
+def test_every_benchmark_has_cases_for_a_cpu_and_small_ones() -> None:
+    for module in run.benchmarks():
+        assert any(case.cpu for case in module.CASES)
+        assert any(case.cpu and case.quick for case in module.CASES)
+        for case in module.CASES:
+            cost = module.cost(case)
+            assert cost.bytes > 0
+            assert cost.flop > 0
+
+
+def test_what_is_too_large_must_be_named_in_full(fake: Any) -> None:
+    small, large, gpu_only = (case.name for case in fake.module.CASES)
+    found = [fake.module]
+    assert names(run.select(found, CPU)) == [small, large]
+    assert names(run.select(found, GPU)) == [small, large, gpu_only]
+    assert names(run.select(found, GPU, quick=True)) == [small]
+    assert names(run.select(found, CPU, only=["fake"])) == [small, large]
+    assert names(run.select(found, CPU, only=["double_4"], quick=True)) == []
+    assert names(run.select(found, CPU, only=[large], quick=True)) == [large]
+    assert names(run.select(found, CPU, only=["double_10", gpu_only])) == [small, gpu_only]
+
+
+@pytest.mark.parametrize(
+    ("peers", "expected"),
+    [
+        (None, ["eager", "einsum-wrong", "sdpa-failing", "cdist-nan", "flex-shape", "janus"]),
+        (["transformers"], ["janus", "transformers"]),
+        (["einsum", "flex-shape"], ["einsum-wrong", "flex-shape", "janus"]),
+        ([], ["janus"]),
+    ],
+)
+def test_peers(fake: Any, peers: list[str] | None, expected: list[str]) -> None:
+    (one,) = run.select([fake.module], CPU, only=["double_1024"], peers=peers)
+    assert list(one.names) == expected
+
+
+@pytest.mark.usefixtures("only_fake")
+@pytest.mark.parametrize(
+    ("arguments", "value"),
+    [
+        (["--only", "double,nonsense"], "'nonsense'"),
+        (["--peers", "nonsense"], "'nonsense'"),
+        (["--only", "double_4", "--quick"], "--quick"),
+        (["--only", "double_8", "--device", "cpu"], "too large"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], value: str
+) -> None:
+    assert run.main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert value in printed.err
+
+
+def test_rows_pictures_and_status(only_fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "rows.json"
+    arguments = ["--quick", "--device", "cpu", "--peers", "eager", "--json", str(file)]
+    assert run.main([*arguments, "--results", str(tmp_path / "results"), "--commit", "abc"]) == 0
+    rows = json.loads(file.read_text())
+    assert [row["implementation"] for row in rows] == ["eager", "janus"]
+    for row in rows:
+        assert set(row) == {field.name for field in fields(Row)}
+        assert {"benchmark", "case", "implementation", "unit", "median"} <= set(row)
+        assert (row["unit"], row["quick"], row["commit"], row["torch"]) == (
+            "ms",
+            True,
+            "abc",
+            torch.__version__,
+        )
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", row["date"])
+        assert row["machine"] == slug(row["machine"])
+    (kept,) = (tmp_path / "results").glob("*.csv")
+    assert kept.stem == rows[0]["machine"]
+    assert {Row(**row) for row in rows} == set(read(kept))
+    pictures = {picture.name for picture in (tmp_path / "results" / kept.stem).iterdir()}
+    assert pictures == {"fake-bars.png", "fake-roofline.png"}
+    printed = capsys.readouterr().out
+    assert re.search(r"^double_1024_fp32 +janus ", printed, re.MULTILINE)
+
+
+@pytest.mark.usefixtures("only_fake")
+def test_a_quick_run_keeps_nothing_unless_told_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run.rows, "RESULTS", tmp_path)
+    assert run.main(["--quick", "--device", "cpu", "--peers", "eager"]) == 0
+    assert not list(tmp_path.iterdir())
+    assert run.main(["--only", "double_1024", "--device", "cpu", "--peers", "eager"]) == 0
+    assert len(list(tmp_path.glob("*.csv"))) == 1
+
+
+def test_others_may_fail_but_ours_must_be_right(only_fake: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--quick", "--device", "cpu"]) == 0
+    assert "einsum-wrong is wrong" in capsys.readouterr().out
+    setup = only_fake.module.setup
+    only_fake.module.setup = lambda case, device: {
+        **setup(case, device),
+        "janus": lambda x: lambda: 3 * x,
+    }
+    assert run.main(["--quick", "--device", "cpu"]) == 1
+    assert "janus is wrong" in capsys.readouterr().out
+
+
+def test_threads_are_set(only_fake: Any, tmp_path: Path) -> None:
+    before = torch.get_num_threads()
+    file = tmp_path / "rows.json"
+    try:
+        arguments = ["--quick", "--device", "cpu", "--peers", "eager", "--threads", "1", "--json", str(file)]
+        assert run.main(arguments) == 0
+    finally:
+        torch.set_num_threads(before)
+    assert {row["threads"] for row in json.loads(file.read_text())} == {1}
+
+
+def test_pictures_of_many_implementations(tmp_path: Path, made: Callable[..., Row]) -> None:
+    from rows import merge
+
+    everything = [
+        made(case=f"case_{case}_bf16", implementation=name, arithmetic=arithmetic, rate=rate)
+        for case in range(5)
+        for name in ("janus", "janus-triton", "janus-torch", *(f"peer-{number}" for number in range(9)))
+        for arithmetic, rate in [("bf16", 1e12)]
+    ]
+    merge(tmp_path, everything)
+    files = plot.draw(tmp_path, "cray-1", ["fake", "absent"])
+    assert [Path(file).name for file in files] == ["fake-bars.png", "fake-roofline.png"]
+    for file in files:
+        assert Path(file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    (note,) = plot.draw(tmp_path, "cray-1", ["fake"])
+    assert "matplotlib is not installed" in note
+
+
+def test_the_machine_has_a_short_name_and_ceilings() -> None:
+    machine = identify(CPU)
+    assert re.fullmatch(r"[a-z0-9-]+-\d+-threads?", machine.name)
+    assert len(machine.name) <= 60
+    assert machine.cache > 0
+    assert machine.commit == current_commit()
+    assert re.fullmatch(r"[0-9a-f]{10}(-dirty)?|unknown", machine.commit)
+    ceilings = measure_ceilings(CPU, [torch.float32, torch.bfloat16], small=True)
+    assert ceilings.bandwidth > 0
+    assert set(ceilings.rates) == {torch.float32, torch.bfloat16}
+    assert slug("NVIDIA H200 (SXM)") == "nvidia-h200-sxm"

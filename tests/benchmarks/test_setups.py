@@ -1,0 +1,118 @@
+"""Every benchmark: its implementations agree on each of its cases, made small, and on its smallest one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+import run
+from cases import AttentionCase, Case, CodebookCase, DecodeCase, LanguageCase, SampleCase
+from measure import differs, ready, title
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def small_language(language: Any) -> Any:
+    return replace(language, width=64, mlp_width=96, heads=4, kv_heads=2, head_width=64)
+
+
+def small_attention(case: AttentionCase) -> AttentionCase:
+    """A few rows, with the shortest and the longest among them. Some peers take no grouped heads."""
+    rows = case.documents[:2] + case.documents[2:][-1:]
+    documents = tuple(tuple(length // 16 for length in row) for row in rows)
+    length = max(sum(row) for row in documents)
+    return replace(case, heads=4, kv_heads=4, length=length, documents=documents)
+
+
+def small_decode(case: DecodeCase) -> DecodeCase:
+    return replace(case, language=small_language(case.language), keys=case.keys // 8, starts=case.starts[:8])
+
+
+def small_layer(case: LanguageCase) -> LanguageCase:
+    return replace(
+        case, language=small_language(case.language), rows=min(case.rows, 3), positions=min(case.positions, 5)
+    )
+
+
+SMALL: dict[type[Case], Callable[[Any], Case]] = {
+    AttentionCase: small_attention,
+    CodebookCase: lambda case: replace(case, pictures=min(case.pictures, 2), side=3, codes=200),
+    DecodeCase: small_decode,
+    LanguageCase: small_layer,
+    SampleCase: lambda case: replace(case, pictures=min(case.pictures, 3), codes=256, top_k=case.top_k // 20),
+}
+
+
+def smallest(module: ModuleType) -> Case:
+    return min((case for case in module.CASES if case.cpu), key=lambda case: module.cost(case).flop)
+
+
+MODULES = [
+    pytest.param(module, id=title(module)) for module in run.benchmarks() if type(module.CASES[0]) in SMALL
+]
+
+
+@pytest.fixture(autouse=True)
+def uncompiled() -> Iterator[None]:
+    """torch.compile does nothing here: what it makes of these functions is compared when they are timed."""
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
+def disagreements(module: ModuleType, case: Case) -> list[str]:
+    torch.manual_seed(0)
+    notes: list[str] = []
+    implementations = module.setup(case, DEVICE)
+    assert len(implementations) > 1
+    assert "janus" in implementations
+    with torch.no_grad():
+        inputs = [module.inputs(case, DEVICE)]
+        calls, _ = ready(
+            module,
+            case,
+            implementations,
+            inputs,
+            DEVICE,
+            lambda name, text: notes.append(f"{case.name}: {name} {text}"),
+        )
+    assert notes or set(calls) == set(implementations)
+    return notes
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_implementations_agree(module: ModuleType) -> None:
+    small = SMALL[type(module.CASES[0])]
+    notes = [note for case in module.CASES for note in disagreements(module, small(case))]
+    assert not notes
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_implementations_agree_at_full_size(module: ModuleType) -> None:
+    assert not disagreements(module, smallest(module))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_wrong_result_is_seen(module: ModuleType) -> None:
+    """Each benchmark's own comparison refuses what ours would be with one number off."""
+    for case in module.CASES:
+        case = SMALL[type(case)](case)
+        torch.manual_seed(0)
+        given = module.inputs(case, DEVICE)
+        prepare = module.setup(case, DEVICE)["janus"]
+        with torch.no_grad():
+            expected, result = prepare(*given)(), prepare(*given)()
+            tensors = [result] if isinstance(result, torch.Tensor) else list(result)
+            for tensor in tensors:
+                # Of codes another one, of floats more than rounding; the last, which is no padding.
+                last = tensor.flatten()[-1]
+                wrong = (last + 1) % 200 if tensor.dtype == torch.int64 else last + tensor.abs().max()
+                before = last.clone()
+                tensor[(-1,) * tensor.ndim] = wrong
+                check = getattr(module, "problem", differs)
+                assert check(case, given, "janus", result, expected), case.name
+                tensor[(-1,) * tensor.ndim] = before
