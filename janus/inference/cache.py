@@ -3,14 +3,14 @@
 B rows, K positions, G key-value heads, d head width.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from janus.config import LanguageConfig
-from janus.models.llama import Run
+from janus.kernels.rotary import rotate_and_store
+from janus.models.llama import left_padded_starts
 
 
 class StaticCache:
@@ -23,8 +23,9 @@ class StaticCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
+        self.position = torch.zeros(1, dtype=torch.long, device=device)  # `length`, where the kernels read it
         self.valid: Tensor | None = None  # (B, capacity) bool once a row has padding
-        self.runs: tuple[Run, ...] = ()  # what `valid` says too, where all padding is on the left
+        self.starts: Tensor | None = None  # (B,): what `valid` says too, where all padding is on the left
 
     @property
     def rows(self) -> int:
@@ -50,21 +51,30 @@ class StaticCache:
             raise ValueError(
                 f"attention_mask must be {(rows, positions)} or {(rows, end)}, not {tuple(mask.shape)}"
             )
+        self.position = torch.full((1,), self.length, device=self.keys.device)
         if self.valid is None and mask is not None and not bool(mask.all()):
             self.valid = torch.ones(rows, self.capacity, dtype=torch.bool, device=self.keys.device)
         if self.valid is None:
             return self.length, None
         if mask is not None:
             self.valid[:, end - mask.shape[1] : end] = mask
-            self.runs = _left_padded_runs(self.valid[:, :end])
+            self.starts = left_padded_starts(self.valid[:, :end])
         return self.length, self.valid[:, :end]
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store this call's keys and values, (B, G, S, d) each; -> all of them so far, (B, G, K, d) views."""
-        end = self.length + keys.shape[2]
-        self.keys[layer, :, :, self.length : end] = keys
-        self.values[layer, :, :, self.length : end] = values
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+    def append(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotate this call's queries (B, H, S, d) and keys (B, G, S, d), and store the keys and values.
+
+        -> the queries, and all keys and values so far, (B, G, K, d) views.
+        """
+        end = self.length + key.shape[2]
+        keys, values = self.keys[layer], self.values[layer]
+        inputs = (query, key, value, *rotary)
+        # Of the cache's dtype already, but under autocast.
+        query, key, value, cosines, sines = (x.to(keys.dtype) for x in inputs)
+        query = rotate_and_store(query, key, value, cosines, sines, keys, values, self.position)
+        return query, keys[:, :, :end], values[:, :, :end]
 
     def finish(self, positions: int) -> None:
         """Every layer has appended: this call's positions are part of the past."""
@@ -77,24 +87,7 @@ class StaticCache:
         self.length = length
         if self.valid is not None:
             self.valid[:, length:] = True
-            self.runs = ()
-
-
-def _left_padded_runs(valid: Tensor) -> tuple[Run, ...]:
-    """The runs of rows whose padding is all on the left, (B, K) bool; none where it is elsewhere too."""
-    starts = (~valid).sum(dim=1)
-    if not bool((valid == (torch.arange(valid.shape[1], device=valid.device) >= starts[:, None])).all()):
-        return ()
-    return runs_of(starts.tolist())
-
-
-def runs_of(starts: Sequence[int]) -> tuple[Run, ...]:
-    """Rows that begin at `starts`, put together where neighbours begin alike."""
-    runs: list[Run] = []
-    for row, start in enumerate(starts):
-        first = runs.pop().rows.start if runs and runs[-1].start == start else row
-        runs.append(Run(slice(first, row + 1), start))
-    return tuple(runs)
+            self.starts = None
 
 
 def bytes_per_position(config: LanguageConfig, dtype: torch.dtype) -> int:
@@ -124,9 +117,7 @@ def join(prefixes: list[Prefix], config: LanguageConfig, room: int) -> StaticCac
         cache.keys[:, row, :, length - prefix.length : length] = prefix.keys
         cache.values[:, row, :, length - prefix.length : length] = prefix.values
     if any(prefix.length != length for prefix in prefixes):
-        starts = [length - prefix.length for prefix in prefixes]
-        positions = torch.arange(cache.capacity, device=first.device)
-        cache.valid = positions >= torch.tensor(starts, device=first.device)[:, None]
-        cache.runs = runs_of(starts)
+        cache.starts = torch.tensor([length - prefix.length for prefix in prefixes], device=first.device)
+        cache.valid = torch.arange(cache.capacity, device=first.device) >= cache.starts[:, None]
     cache.length = length
     return cache

@@ -12,8 +12,9 @@ from torch import Tensor
 from janus.checks import require_number, require_whole
 from janus.devices import free_memory
 from janus.inference.cache import Prefix, StaticCache, bytes_per_position, join
-from janus.inference.sampling import Noise, Sampling, choose, guide, seeded_noise
+from janus.inference.sampling import Noise, Sampling, choose, seeded_noise
 from janus.inference.text import check_window
+from janus.kernels.sample import WORD, guide, sample, seed_patterns
 from janus.models.janus import Janus
 
 # Without a batch size: so many pictures at once at most, and caches within this share of the free memory.
@@ -127,17 +128,47 @@ def _steps(
 
     if start:
         hidden = advance(torch.tensor([picture.start for picture in pictures], device=model.device))
-    if noise is None and not sampling.greedy:
-        seeds, numbers = [picture.seed for picture in pictures], [picture.number for picture in pictures]
-        noise = seeded_noise(seeds, numbers, model.config.vq.codes, model.device)
+    chosen = _chooser(pictures, model, guidance, sampling, noise)
     for position in range(start, end):
         logits = model.image_logits(hidden).float()
         conditional, baseline = logits[: len(pictures)], logits[len(pictures) :] if guided else None
-        combined = conditional if baseline is None else guide(conditional, baseline, guidance)
-        codes = choose(combined, sampling, noise(position) if noise else None)
+        codes = chosen(position, conditional, baseline)
         yield DrawStep(position, conditional, baseline, codes)
         if position + 1 < end:
             hidden = advance(codes[:, None])
+
+
+def _chooser(
+    pictures: Sequence[Picture], model: Janus, guidance: float, sampling: Sampling, noise: Noise | None
+) -> Callable[[int, Tensor, Tensor | None], Tensor]:
+    """From a position and its logits, (P, V) of both kinds of row, to codes (P,)."""
+    seeds, numbers = [picture.seed for picture in pictures], [picture.number & WORD for picture in pictures]
+
+    def at_once(position: int, conditional: Tensor, baseline: Tensor | None) -> Tensor:
+        return sample(
+            conditional,
+            baseline,
+            seeds=patterns,
+            numbers=counted,
+            position=torch.full((1,), position, device=model.device),
+            guidance=guidance,
+            temperature=sampling.temperature,
+            top_k=sampling.top_k,
+        )
+
+    def in_steps(position: int, conditional: Tensor, baseline: Tensor | None) -> Tensor:
+        assert noise is not None
+        combined = conditional if baseline is None else guide(conditional, baseline, guidance)
+        return choose(combined, sampling, None if sampling.greedy else noise(position))
+
+    # Top-p needs the whole distribution in order, and noise from elsewhere is not to be computed.
+    if noise is None and not sampling.sorts:
+        patterns = seed_patterns(seeds).to(model.device)
+        counted = torch.tensor(numbers, device=model.device)
+        return at_once
+    if noise is None:
+        noise = seeded_noise(seeds, numbers, model.config.vq.codes, model.device)
+    return in_steps
 
 
 def pictures_at_once(model: Janus, longest_prompt: int, guidance: float) -> int:

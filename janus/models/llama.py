@@ -5,43 +5,38 @@ head width, D width, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus.config import LanguageConfig
-
-
-@dataclass(frozen=True)
-class Run:
-    """Rows beside each other, `rows`, whose sequences begin at the same key, `start`."""
-
-    rows: slice
-    start: int
+from janus.kernels.add_rms_norm import add_rms_norm
+from janus.kernels.attention import attention
+from janus.kernels.decode_attention import decode_attention
+from janus.kernels.rotary import rotate
+from janus.kernels.swiglu import swiglu
 
 
 @dataclass(frozen=True)
 class Sight:
-    """Which keys the queries of a call see: a mask's (B or 1, 1, S, K), or those up to their own if `causal`.
+    """Which keys the queries of a call, the last of them all, see.
 
-    With `runs` there is one query a row, and it sees every key from its run's start on. With nothing, all see
-    all.
+    Those up to their own, from key `starts` (B,) of their row on if given; or those of a mask
+    (B or 1, 1, S, K), where padding stands elsewhere than on the left.
     """
 
+    starts: Tensor | None = None
     mask: Tensor | None = None
-    causal: bool = False
-    runs: tuple[Run, ...] = ()
 
 
 class KeyValueCache(Protocol):
     """What the layers need of a cache; `janus.inference.cache` has one.
 
-    `runs` covers all rows where nothing but padding on the left tells them apart, and is empty otherwise.
+    `starts` (B,) says where rows begin if some have padding, and all of it on the left; it is None otherwise.
     """
 
-    runs: tuple[Run, ...]
+    starts: Tensor | None
 
     def begin(self, rows: int, positions: int, mask: Tensor | None) -> tuple[int, Tensor | None]:
         """Make room for a call; -> the positions filled before it, and which keys are real.
@@ -49,8 +44,13 @@ class KeyValueCache(Protocol):
         The latter is (B, K) bool, or None where all are.
         """
 
-    def append(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store this call's keys and values, (B, G, S, d) each; -> all of them so far, (B, G, K, d) each."""
+    def append(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotate this call's queries (B, H, S, d) and keys (B, G, S, d), and store the keys and values.
+
+        -> the queries, and all keys and values so far, (B, G, K, d) each.
+        """
 
     def finish(self, positions: int) -> None:
         """Every layer has appended: this call's positions are part of the past."""
@@ -62,12 +62,6 @@ def rotary_tables(positions: Tensor, head_width: int, theta: float) -> tuple[Ten
     angles = positions[:, None, :, None].float() * (1.0 / theta**exponents)
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotary positions in the half-split form: x (B, H, S, d)."""
-    first, second = x.chunk(2, dim=-1)
-    return x * cosines + torch.cat((-second, first), dim=-1) * sines
 
 
 def causal_mask(queries: int, keys: int, valid: Tensor | None, device: torch.device) -> Tensor | None:
@@ -85,21 +79,11 @@ def causal_mask(queries: int, keys: int, valid: Tensor | None, device: torch.dev
     return (key <= query) & (valid[:, None, None, :] | (key == query))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, sight: Sight, *, grouped: bool) -> Tensor:
-    """Queries (B, H, S, d) over keys and values (B, G, K, d) -> (B, H, S, d).
-
-    Runs are attended to one by one, without their padding: it would shift the order of summation, and a
-    picture drawn in bfloat16 would depend on the length of the prompts beside it.
-    """
-    if not sight.runs:
-        return F.scaled_dot_product_attention(q, k, v, sight.mask, is_causal=sight.causal, enable_gqa=grouped)
-    parts = [
-        F.scaled_dot_product_attention(
-            q[run.rows], k[run.rows, :, run.start :], v[run.rows, :, run.start :], enable_gqa=grouped
-        )
-        for run in sight.runs
-    ]
-    return torch.cat(parts)
+def left_padded_starts(valid: Tensor) -> Tensor | None:
+    """Where rows begin whose padding is all on the left: (B, K) bool -> (B,), or None where it is not."""
+    starts = (~valid).sum(dim=1)
+    keys = torch.arange(valid.shape[1], device=valid.device)
+    return starts if bool((valid == (keys >= starts[:, None])).all()) else None
 
 
 class RMSNorm(nn.Module):
@@ -110,10 +94,10 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
-        return self.weight * normalised.to(x.dtype)
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
+        """-> the norm of x; or, with a residual to add to it first, the norm of the sum and the sum."""
+        normalised, total = add_rms_norm(x, self.weight, self.eps, residual)
+        return normalised if residual is None else (normalised, total)
 
 
 class Attention(nn.Module):
@@ -123,7 +107,6 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_width = config.head_width
-        self.grouped = config.heads != config.kv_heads
         self.q_proj = nn.Linear(config.width, config.heads * config.head_width, bias=False)
         self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
         self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
@@ -140,10 +123,17 @@ class Attention(nn.Module):
             projection(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = rotate(q, *rotary), rotate(k, *rotary)
-        if cache is not None:
-            k, v = cache.append(self.layer, k, v)
-        mixed = attend(q, k, v, sight, grouped=self.grouped)
+        if cache is None:
+            q, k = rotate(q, *rotary), rotate(k, *rotary)
+        else:
+            q, k, v = cache.append(self.layer, q, k, v, rotary)
+        if cache is not None and q.shape[2] == 1 and sight.mask is None:
+            mixed = decode_attention(q[:, :, 0], k, v, starts=sight.starts)[:, :, None]
+        elif sight.mask is not None:
+            mixed = attention(q, k, v, mask=sight.mask)
+        else:
+            lengths = None if sight.starts is None else k.shape[2] - sight.starts
+            mixed = attention(q, k, v, causal=True, lengths=lengths)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -157,7 +147,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
 
 
 class Block(nn.Module):
@@ -171,12 +161,15 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
+        residual: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         sight: Sight,
         cache: KeyValueCache | None,
-    ) -> Tensor:
-        x = x + self.attention(self.input_norm(x), rotary, sight, cache)
-        return x + self.mlp(self.mlp_norm(x))
+    ) -> tuple[Tensor, Tensor]:
+        """(B, S, D) and what is still to be added to it -> the same two, for the next norm to add."""
+        x, residual = (self.input_norm(x), x) if residual is None else self.input_norm(x, residual)
+        x, residual = self.mlp_norm(self.attention(x, rotary, sight, cache), residual)
+        return self.mlp(x), residual
 
 
 class Llama(nn.Module):
@@ -224,17 +217,24 @@ class Llama(nn.Module):
                 positions = (valid.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
         cosines, sines = rotary_tables(positions, self.config.head_width, self.config.rope_theta)
         rotary = cosines.to(embeds.dtype), sines.to(embeds.dtype)
-        if cache is not None and cache.runs and length == 1 and mask is None:
-            sight = Sight(runs=cache.runs)
-        elif valid is None and past == 0 and length > 1:
-            # Only a whole, unpadded sequence may leave the triangle to the kernel, which draws it from key 0.
-            sight = Sight(causal=True)
-        else:
-            sight = Sight(mask=causal_mask(length, past + length, valid, embeds.device))
-        x = embeds
+        sight = Sight() if valid is None else _padded_sight(valid, past, cache)
+        x, residual = embeds, None
         for block in self.layers:
-            x = block(x, rotary, sight, cache)
+            x, residual = block(x, residual, rotary, sight, cache)
         if cache is not None:
             cache.finish(length)
-        x = self.norm(x)
+        x, _ = self.norm(x, residual)
         return x if valid is None else x.masked_fill(~valid[:, past:, None], 0)
+
+
+def _padded_sight(valid: Tensor, past: int, cache: KeyValueCache | None) -> Sight:
+    """What a call after `past` positions sees, of keys that are real where `valid` (B, K) says so."""
+    if cache is not None:
+        starts = cache.starts
+    elif torch.compiler.is_compiling():
+        starts = None  # to look at the mask's values would break the graph
+    else:
+        starts = left_padded_starts(valid)
+    if starts is not None:
+        return Sight(starts)
+    return Sight(mask=causal_mask(valid.shape[1] - past, valid.shape[1], valid, valid.device))

@@ -8,6 +8,7 @@ from einops import rearrange
 from torch import Tensor, empty, nn
 
 from janus.config import VisionConfig
+from janus.kernels.attention import attention
 
 
 class Attention(nn.Module):
@@ -21,8 +22,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "N T (three H d) -> three N H T d", three=3, H=self.heads)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(rearrange(mixed, "N H T d -> N T (H d)"))
+        return self.proj(rearrange(attention(q, k, v), "N H T d -> N T (H d)"))
 
 
 class MLP(nn.Module):

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from janus.inference.cache import Prefix, StaticCache, bytes_per_position, join
 from janus.models.janus import Janus
-from janus.models.llama import Run
 
 Close = Callable[[Tensor, Tensor], None]
 CPU = torch.device("cpu")
@@ -149,14 +148,34 @@ def test_bytes_per_position(model: Janus) -> None:
     assert bytes_per_position(model.config.language, torch.bfloat16) * 20 == held
 
 
-def test_rows_that_begin_alike_are_runs(model: Janus) -> None:
-    cache = StaticCache(model.config.language, 4, 8, device=model.device, dtype=model.dtype)
-    assert cache.runs == ()
-    mask = torch.tensor([[0, 0, 1], [0, 0, 1], [1, 1, 1], [0, 0, 1]], dtype=torch.bool)
-    cache.begin(4, 3, mask)
-    assert cache.runs == (Run(slice(0, 2), 2), Run(slice(2, 3), 0), Run(slice(3, 4), 2))
+def test_where_rows_begin_is_known_while_padding_is_on_the_left(model: Janus) -> None:
+    cache = make(model, 4, 8)
+    assert cache.starts is None
+    cache.begin(4, 3, torch.tensor([[0, 0, 1], [0, 0, 1], [1, 1, 1], [0, 0, 1]], dtype=torch.bool))
+    assert cache.starts is not None
+    assert cache.starts.tolist() == [2, 2, 0, 2]
     cache.finish(3)
-    cache.begin(
-        4, 1, torch.tensor([[1], [1], [0], [1]], dtype=torch.bool)
-    )  # a hole, which no start describes
-    assert cache.runs == ()
+    # A hole, which no start describes.
+    cache.begin(4, 1, torch.tensor([[1], [1], [0], [1]], dtype=torch.bool))
+    assert cache.starts is None
+
+
+def test_gradients_pass_through_a_cache(model: Janus, close: Close) -> None:
+    """A cache is for inference, but nobody who leaves out no_grad may get an error or another result."""
+    embeds = random_embeds(1, 4).requires_grad_()
+    cache = make(model, 1, 5)
+    first = model.hidden_states(embeds[:, :3], cache=cache)
+    states = torch.cat((first, model.hidden_states(embeds[:, 3:], cache=cache)), dim=1)
+    close(states, model.hidden_states(embeds))
+
+
+@torch.no_grad()
+def test_a_cache_serves_autocast(model: Janus) -> None:
+    embeds = random_embeds(1, 4)
+    cache = make(model, 1, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        first = model.hidden_states(embeds[:, :3], cache=cache)
+        states = torch.cat((first, model.hidden_states(embeds[:, 3:], cache=cache)), dim=1)
+    expected = model.hidden_states(embeds)
+    # bfloat16 keeps 8 bits of a number, and some twenty products lie one after another.
+    assert ((states - expected).norm() / expected.norm()) < 0.05

@@ -20,7 +20,8 @@ from janus.inference.draw import (
     pictures_at_once,
     unconditional,
 )
-from janus.inference.sampling import Sampling, guide
+from janus.inference.sampling import Sampling
+from janus.kernels.sample import guide
 from janus.models import llama
 from janus.models.janus import Janus
 from janus.processing.image import to_pictures

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import janus.inference.sampling as sampling_module
-from janus.inference.sampling import WORD, Sampling, choose, guide, limit, philox, seeded_noise
+from janus.inference.sampling import Sampling, choose, limit, seeded_noise
+from janus.kernels.sample import WORD, guide, philox
 
 CPU = torch.device("cpu")
 # The known answers of Random123, the authors' library (tests/kat_vectors, philox4x32 with 10 rounds).

@@ -19,11 +19,11 @@ Compute = Callable[[Janus, Golden], Tensor]
 CONVERSATIONS = ("und0", "und1", "und2", "und3")
 
 
-def seen_by(module: nn.Module, run: Callable[[], Any], *, inputs: bool = False) -> Tensor:
+def seen_by(module: nn.Module, run: Callable[[], Any], *, inputs: bool = False) -> Any:
     """What the module returned, or was given, while `run` ran."""
-    seen: list[Tensor] = []
+    seen: list[Any] = []
 
-    def remember(module: nn.Module, given: tuple[Tensor, ...], result: Tensor) -> None:
+    def remember(module: nn.Module, given: tuple[Tensor, ...], result: Any) -> None:
         seen.append(given[0] if inputs else result)
 
     handle = module.register_forward_hook(remember)
@@ -69,9 +69,9 @@ def last_logits(name: str, model: Janus, golden: Golden) -> Tensor:
 
 
 def all_hidden(model: Janus, golden: Golden) -> Tensor:
-    """The input, what each layer but the last leaves, and the result after the final norm."""
+    """The input, what each layer but the last leaves to be added up, and the result after the final norm."""
     run = partial(hidden, "und1", model, golden)
-    layers = [seen_by(layer, run) for layer in list(model.language.layers)[:-1]]
+    layers = [sum(seen_by(layer, run)) for layer in list(model.language.layers)[:-1]]
     return torch.stack([embeds("und1", model, golden), *layers, run()])
 
 

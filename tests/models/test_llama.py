@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from janus.config import LanguageConfig
-from janus.models.llama import Llama, Run, Sight, attend, causal_mask, rotary_tables, rotate
+from janus.kernels.rotary import rotate
+from janus.models.llama import Llama, causal_mask, left_padded_starts, rotary_tables
 
 BASE = LanguageConfig(
     vocabulary=50,
@@ -209,13 +210,41 @@ def test_padding_sees_itself_and_nothing_sees_padding() -> None:
     assert torch.equal(mask[0, 0], torch.tensor(expected, dtype=torch.bool))
 
 
-def test_runs_are_attended_to_as_if_alone() -> None:
-    """Not a bit may depend on padding, which another row's length decides: bfloat16 would show it."""
-    generator = torch.Generator().manual_seed(0)
-    q, k, v = (torch.randn(4, 2, length, 16, generator=generator).bfloat16() for length in (1, 33, 33))
-    sight = Sight(runs=(Run(slice(0, 1), 0), Run(slice(1, 3), 20), Run(slice(3, 4), 32)))
-    together = attend(q, k, v, sight, grouped=False)
-    for rows, start in ((slice(0, 1), 0), (slice(1, 3), 20), (slice(3, 4), 32)):
-        alone = attend(q[rows], k[rows, :, start:], v[rows, :, start:], Sight(), grouped=False)
-        assert torch.equal(together[rows], alone)
-    assert torch.equal(together[3:], v[3:, :, 32:])  # a single key is all there is to see
+def test_padding_on_the_left_is_known_by_its_starts() -> None:
+    valid = torch.tensor([[0, 0, 1], [1, 1, 1], [0, 0, 0]], dtype=torch.bool)
+    starts = left_padded_starts(valid)
+    assert starts is not None
+    assert starts.tolist() == [2, 0, 3]
+    for other in ([0, 1, 0], [1, 0, 1], [1, 1, 0]):
+        assert left_padded_starts(torch.tensor([[1, 1, 1], other], dtype=torch.bool)) is None
+
+
+@torch.no_grad()
+def test_padding_elsewhere_is_hidden_too(close: Callable[[Tensor, Tensor], None]) -> None:
+    language = build(BASE)
+    embeds = torch.randn(1, 7, 32)
+    mask = torch.tensor([[1, 1, 0, 1, 0, 1, 1]], dtype=torch.bool)
+    states = language(embeds, mask)
+    close(states[mask][None], language(embeds[mask][None]))
+    assert not states[~mask].any()
+
+
+@torch.no_grad()
+def test_a_padded_call_compiles_whole(close: Callable[[Tensor, Tensor], None]) -> None:
+    language = build(BASE)
+    embeds = torch.randn(2, 5, 32)
+    mask = torch.arange(5) >= torch.tensor([[0], [3]])
+    close(torch.compile(language, fullgraph=True)(embeds, mask), language(embeds, mask))
+
+
+@torch.no_grad()
+def test_it_runs_under_autocast() -> None:
+    """Weights in float32, products in bfloat16, as in mixed-precision training."""
+    language = build(BASE)
+    embeds = torch.randn(2, 5, 32)
+    mask = torch.arange(5) >= torch.tensor([[0], [3]])
+    with torch.autocast("cpu", torch.bfloat16):
+        states = language(embeds, mask)
+    expected = language(embeds, mask)
+    # bfloat16 keeps 8 bits of a number, and some fifteen products lie one after another.
+    assert ((states - expected).norm() / expected.norm()) < 0.05
