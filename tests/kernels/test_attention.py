@@ -100,9 +100,25 @@ def results(function: Any, query: Tensor, key: Tensor, value: Tensor, gradient: 
     return [output.detach(), *torch.autograd.grad(output, inputs, gradient)]
 
 
+def by_op(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    causal: bool = False,
+    lengths: Tensor | None = None,
+    offsets: Tensor | None = None,
+    scale: float | None = None,
+) -> Tensor:
+    scale = query.shape[3] ** -0.5 if scale is None else scale
+    return attention_op(query, key, value, module._spans(key, lengths, offsets), causal, scale)[0]
+
+
 def attended(implementation: str, tensors: tuple[Tensor, ...], **options: Any) -> list[Tensor]:
-    with choice.use(implementation):
-        return results(lambda *inputs: attention(*inputs, **options), *tensors)
+    """By the kernels ("triton"), the reference ("torch") or the ops' own reference ("op")."""
+    function = by_op if implementation == "op" else attention
+    with choice.use("torch" if implementation == "op" else implementation):
+        return results(lambda *inputs: function(*inputs, **options), *tensors)
 
 
 NAMES = ("output", "gradient of query", "gradient of key", "gradient of value")
@@ -218,14 +234,8 @@ def test_the_reference_means_the_same(case: Case) -> None:
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_the_ops_reference_means_the_same(case: Case) -> None:
-    def op(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        scale = query.shape[3] ** -0.5 if case.scale is None else case.scale
-        spans = module._spans(key, case.options()["lengths"], case.options()["offsets"])
-        return attention_op(query, key, value, spans, case.causal, scale)[0]
-
     tensors = case.tensors(torch.float32)
-    with choice.use("torch"):
-        ours = results(op, *tensors)
+    ours = attended("op", tensors, **case.options())
     for our, true in zip(ours, truth_of(case, tensors), strict=True):
         torch.testing.assert_close(our.double(), true, rtol=0, atol=1e-5)  # sums of 150 roundings
     assert_blind_are_zero(case, ours)
@@ -320,7 +330,7 @@ def test_a_mask(shape: tuple[int, ...], causal: bool) -> None:
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # what numpy says of infinite padding
 @pytest.mark.parametrize("garbage", [torch.nan, torch.inf, 7.0])
 @pytest.mark.parametrize("causal", [False, True], ids=["bidirectional", "causal"])
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "op"])
 def test_padding_is_never_read(implementation: str, causal: bool, garbage: float) -> None:
     lengths = integers(40, 13, 0)
     padding = torch.arange(40, device=DEVICE) < 40 - lengths[:, None]
@@ -336,7 +346,7 @@ def test_padding_is_never_read(implementation: str, causal: bool, garbage: float
         assert ours.isfinite().all(), name
 
 
-@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS, "op"])
 def test_what_is_around_documents_is_never_read(implementation: str) -> None:
     outside = torch.ones(40, dtype=torch.bool, device=DEVICE)
     outside[3:31] = False
