@@ -15,8 +15,8 @@ from torch import Tensor
 
 from janus.kernels import choice
 from janus.kernels.decode_attention import (
-    WIDEST,
     SPLIT,
+    WIDEST,
     SharedPrefix,
     decode_attention,
     decode_attention_op,
