@@ -190,7 +190,7 @@ def attention_reference(
             query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped
         )
     # (Where there is no document at all, what follows keeps the zeros differentiable.)
-    if spans is not None and _readable(spans) and bool((spans[:, 0] < spans[:, 1]).any()):
+    if queries and spans is not None and _readable(spans) and bool((spans[:, 0] < spans[:, 1]).any()):
         return _document_by_document(query, key, value, spans, causal, scale)
     visible = _visible(query, key, spans, causal)
     visible = visible if mask is None else visible & mask

@@ -204,8 +204,8 @@ def _reduce_kernel(distances_ptr, nearest_ptr, codes_ptr, rows, splits, BLOCK: t
     least = tl.load(distances_ptr + row, mask=mask, other=0.0)
     nearest = tl.load(nearest_ptr + row, mask=mask, other=0)
     for split in range(1, splits):
-        distance = tl.load(distances_ptr + split * rows.to(tl.int64) + row, mask=mask, other=0.0)
-        code = tl.load(nearest_ptr + split * rows.to(tl.int64) + row, mask=mask, other=0)
+        distance = tl.load(distances_ptr + tl.cast(split, tl.int64) * rows + row, mask=mask, other=0.0)
+        code = tl.load(nearest_ptr + tl.cast(split, tl.int64) * rows + row, mask=mask, other=0)
         nearest = tl.where(distance < least, code, nearest)
         least = tl.minimum(distance, least)
     tl.store(codes_ptr + row, nearest.to(tl.int64), mask=mask)
@@ -414,6 +414,6 @@ def every_launch() -> Iterator[Callable[[], object]]:
     """
     for width, dtype in [*((8, dtype) for dtype in DTYPES), (WIDEST, torch.float32)]:
         codebook = torch.empty(16384, width, dtype=dtype, device="meta")
-        for latents in (torch.empty(576, width), torch.empty(16, width, 24, 24)):
+        for latents in (torch.empty(576, width), torch.empty(16, width, 24, 24), torch.empty(1, width)):
             yield partial(_launch_nearest_code, latents.to("meta", dtype), codebook)
         yield partial(_launch_lookup, torch.empty(16, 24, 24, dtype=torch.long, device="meta"), codebook)
