@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus.kernels import choice
-from janus.kernels.launch import DTYPES, blocks, launch, power_of_two, tl, triton
+from janus.kernels.launch import DTYPES, blocks, kernel, launch, power_of_two, tl
 
 LOG2_E = math.log2(math.e)  # exponentials are taken in base 2, as the hardware does
 STEP, WIDEST, WIDEST_FLOAT32 = 16, 256, 128  # head sizes that the kernels take
@@ -264,10 +264,7 @@ def _backward_reference(
 # --- the kernels ---
 
 
-def _kernel(function: Callable[..., Any]) -> Any:
-    """`triton.jit`, not compiled anew where a size happens to be 1 or a multiple of 16."""
-    sizes = ("heads", "groups", "queries", "keys", "ahead", "covered", "stride_spans")
-    return function if triton is None else triton.jit(function, do_not_specialize=sizes)
+_kernel = partial(kernel, sizes=("heads", "groups", "queries", "keys", "ahead", "covered", "stride_spans"))
 
 
 @_kernel

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from janus.checks import require_number
 from janus.kernels import choice
-from janus.kernels.launch import DTYPES, blocks, kernel, launch, tl, triton
+from janus.kernels.launch import DTYPES, blocks, kernel, launch, tl
 
 SPLIT = 64  # keys of a program; enough programs for a whole chip even where one picture is drawn
 CHUNK = 16  # pieces that are put together at once
@@ -143,13 +143,10 @@ def _read(
     return read
 
 
-def _kernel(function: Callable[..., None]) -> Any:
-    """`triton.jit`, not compiled anew where a size happens to be 1 or a multiple of 16.
-
-    A cache's view grows with every step, and one compiled kernel does the same sums in the same order.
-    """
-    sizes = ("kv_heads", "group", "heads", "capacity", "prefixes", "prefix_capacity", "splits")
-    return function if triton is None else triton.jit(function, do_not_specialize=sizes)
+# A cache's view grows with every step, and one compiled kernel does the same sums in the same order.
+_kernel = partial(
+    kernel, sizes=("kv_heads", "group", "heads", "capacity", "prefixes", "prefix_capacity", "splits")
+)
 
 
 @_kernel

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,9 +39,12 @@ INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
-def kernel(function: Callable[..., None]) -> Any:
-    """`triton.jit`, or nothing where there is no Triton: such a kernel is never launched."""
-    return function if triton is None else triton.jit(function)
+def kernel(function: Callable[..., Any], *, sizes: Sequence[str] = ()) -> Any:
+    """`triton.jit`, or nothing where there is no Triton: such a kernel is never launched.
+
+    It is not compiled anew where an argument among `sizes` happens to be 1 or a multiple of 16.
+    """
+    return function if triton is None else triton.jit(function, do_not_specialize=sizes)
 
 
 @dataclass(frozen=True)
