@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from janus.config import JanusConfig
 from janus.devices import resolve_device, resolve_dtype
 from janus.models.janus import Janus
+from janus.models.llama import JoinedLinear
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
 from janus.weights.names import Layout, Source, is_dropped, source, sources
@@ -105,6 +106,12 @@ def parameter_names(model: Janus) -> list[str]:
     return [name for name in model.state_dict() if name not in tied]
 
 
+def part_sizes(model: Janus, name: str, length: int, parts: int) -> tuple[int, ...]:
+    """How long the parts are that a layout keeps of a tensor: all alike, unless its module says otherwise."""
+    module = model.get_submodule(name.rpartition(".")[0])
+    return module.sizes if isinstance(module, JoinedLinear) else (length // parts,) * parts
+
+
 def check_names(
     stored: Mapping[str, Stored], plan: Mapping[str, Source], layout: Layout, model: Janus, folder: Path
 ) -> None:
@@ -113,8 +120,8 @@ def check_names(
     expected: dict[str, tuple[int, ...]] = {}
     for name, place in plan.items():
         shape = shapes[name][1:] if place.squeeze else shapes[name]
-        part = (shape[0] // len(place.names), *shape[1:])
-        expected.update(dict.fromkeys(place.names, part))
+        sizes = part_sizes(model, name, shape[0], len(place.names))
+        expected.update((part, (size, *shape[1:])) for part, size in zip(place.names, sizes, strict=True))
     missing = [name for name in expected if name not in stored]
     tied = source("language.head.weight", layout).names if model.config.language.tied_head else ()
     unexpected = [

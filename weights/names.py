@@ -38,12 +38,25 @@ class Source:
     squeeze: bool = False
 
 
-_LLAMA_LAYER = (
+_LLAMA_LAYER: tuple[tuple[str, str | tuple[str, ...]], ...] = (
     ("input_norm.*", "input_layernorm.*"),
+    ("attention.qkv.*", ("self_attn.q_proj.*", "self_attn.k_proj.*", "self_attn.v_proj.*")),
     ("attention.*", "self_attn.*"),
     ("mlp_norm.*", "post_attention_layernorm.*"),
+    ("mlp.gate_up.*", ("mlp.gate_proj.*", "mlp.up_proj.*")),
     ("mlp.*", "mlp.*"),
 )
+
+
+def _language_layers(stem: str) -> tuple[Row, ...]:
+    return tuple(
+        Row(
+            f"language.layers.{{}}.{ours}",
+            stem + theirs if isinstance(theirs, str) else tuple(stem + part for part in theirs),
+        )
+        for ours, theirs in _LLAMA_LAYER
+    )
+
 
 DEEPSEEK = (
     Row("vision.patch_embed.*", "vision_model.vision_tower.patch_embed.proj.*"),
@@ -60,10 +73,7 @@ DEEPSEEK = (
     Row("image_head.up.*", "gen_head.output_mlp_projector.*"),
     Row("image_head.out.*", "gen_head.vision_head.*"),
     Row("language.embed.*", "language_model.model.embed_tokens.*"),
-    *(
-        Row(f"language.layers.{{}}.{ours}", f"language_model.model.layers.{{}}.{theirs}")
-        for ours, theirs in _LLAMA_LAYER
-    ),
+    *_language_layers("language_model.model.layers.{}."),
     Row("language.norm.*", "language_model.model.norm.*"),
     Row("language.head.*", "language_model.lm_head.*"),
 )
@@ -112,10 +122,7 @@ TRANSFORMERS = (
     Row("image_head.up.*", "model.generation_head.proj_out.*"),
     Row("image_head.out.*", "model.generation_head.vision_head.*"),
     Row("language.embed.*", "model.language_model.embed_tokens.*"),
-    *(
-        Row(f"language.layers.{{}}.{ours}", f"model.language_model.layers.{{}}.{theirs}")
-        for ours, theirs in _LLAMA_LAYER
-    ),
+    *_language_layers("model.language_model.layers.{}."),
     Row("language.norm.*", "model.language_model.norm.*"),
     Row("language.head.*", "lm_head.*"),
 )

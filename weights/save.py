@@ -11,7 +11,7 @@ from torch import Tensor
 
 from janus.models.janus import Janus
 from janus.weights.config_files import format_config
-from janus.weights.load import parameter_names
+from janus.weights.load import parameter_names, part_sizes
 from janus.weights.names import LAYOUTS, Layout, sources
 from janus.weights.side_files import convert_side_files, image_token_id
 
@@ -56,7 +56,8 @@ def named_tensors(model: Janus, layout: Layout) -> dict[str, Tensor]:
     named: dict[str, Tensor] = {}
     for name, source in sources(parameter_names(model), layout).items():
         tensor = state[name][0] if source.squeeze else state[name]
-        named.update(zip(source.names, tensor.chunk(len(source.names)), strict=True))
+        sizes = part_sizes(model, name, len(tensor), len(source.names))
+        named.update(zip(source.names, tensor.split(sizes), strict=True))
     return named
 
 

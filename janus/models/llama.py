@@ -100,6 +100,17 @@ class RMSNorm(nn.Module):
         return normalised if residual is None else (normalised, total)
 
 
+class JoinedLinear(nn.Linear):
+    """Several projections of one input, computed as one: (..., D) -> a tuple of (..., size)."""
+
+    def __init__(self, width: int, sizes: tuple[int, ...]) -> None:
+        super().__init__(width, sum(sizes), bias=False)
+        self.sizes = sizes
+
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x).split(self.sizes, dim=-1)
+
+
 class Attention(nn.Module):
     """Causal attention with rotary positions and grouped key-value heads."""
 
@@ -107,9 +118,8 @@ class Attention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_width = config.head_width
-        self.q_proj = nn.Linear(config.width, config.heads * config.head_width, bias=False)
-        self.k_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
-        self.v_proj = nn.Linear(config.width, config.kv_heads * config.head_width, bias=False)
+        query, key = config.heads * config.head_width, config.kv_heads * config.head_width
+        self.qkv = JoinedLinear(config.width, (query, key, key))
         self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
 
     def forward(
@@ -120,8 +130,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
     ) -> Tensor:
         q, k, v = (  # (B, H or G, S, d); views, since einops would cost as much as a small step itself
-            projection(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
-            for projection in (self.q_proj, self.k_proj, self.v_proj)
+            part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in self.qkv(x)
         )
         if cache is None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
@@ -142,12 +151,11 @@ class MLP(nn.Module):
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.gate_proj = nn.Linear(config.width, config.mlp_width, bias=False)
-        self.up_proj = nn.Linear(config.width, config.mlp_width, bias=False)
+        self.gate_up = JoinedLinear(config.width, (config.mlp_width, config.mlp_width))
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(self.gate_proj(x), self.up_proj(x)))
+        return self.down_proj(swiglu(*self.gate_up(x)))
 
 
 class Block(nn.Module):

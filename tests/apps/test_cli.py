@@ -113,7 +113,7 @@ def test_info_check_names_weights_that_are_no_numbers(
     assert "every weight is a finite number" in capsys.readouterr().out
     model = janus.Janus.from_pretrained(checkpoint, dtype="float32")
     with torch.no_grad():
-        model.language.layers[1].mlp.up_proj.weight[0, :2] = value
+        model.language.layers[1].mlp.gate_up.weight[-1, :2] = value
     model.save_pretrained(tmp_path / "damaged")
     assert cli.main(["info", "-m", str(tmp_path / "damaged"), "--check"]) == 1
     assert "language_model.model.layers.1.mlp.up_proj.weight holds 2 numbers" in capsys.readouterr().out

@@ -72,10 +72,16 @@ def theirs(language: Llama) -> torch.nn.Module:
         "attention": "self_attn",
         "embed": "embed_tokens",
     }
+    joined = {"qkv": ("q_proj", "k_proj", "v_proj"), "gate_up": ("gate_proj", "up_proj")}
     state = {}
     for name, tensor in language.state_dict().items():
-        own = ".".join(renamed.get(part, part) for part in name.split("."))
-        state["lm_head.weight" if name == "head.weight" else f"model.{own}"] = tensor
+        own = "lm_head.weight" if name == "head.weight" else f"model.{name}"
+        for ours, their in renamed.items():
+            own = own.replace(f".{ours}.", f".{their}.")
+        whole = name.split(".")[-2]
+        sizes = language.get_submodule(name.rpartition(".")[0]).sizes if whole in joined else [len(tensor)]
+        for part, rows in zip(joined.get(whole, (whole,)), tensor.split(sizes), strict=True):
+            state[own.replace(f".{whole}.", f".{part}.")] = rows
     model.load_state_dict(state)
     return model.eval()
 
@@ -95,8 +101,10 @@ def test_grouped_heads_are_repeated_heads(close: Callable[[Tensor, Tensor], None
     grouped, whole = build(replace(BASE, kv_heads=2)), build(BASE)
     state = grouped.state_dict()
     for name, tensor in state.items():
-        if "k_proj" in name or "v_proj" in name:
-            state[name] = tensor.unflatten(0, (2, 8)).repeat_interleave(2, dim=0).flatten(0, 1)
+        if "qkv" in name:
+            query, *others = tensor.split((32, 16, 16))
+            repeated = (x.unflatten(0, (2, 8)).repeat_interleave(2, dim=0).flatten(0, 1) for x in others)
+            state[name] = torch.cat((query, *repeated))
     whole.load_state_dict(state)
     embeds = torch.randn(2, 9, 32)
     close(grouped(embeds), whole(embeds))

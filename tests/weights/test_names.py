@@ -14,7 +14,7 @@ import torch
 from janus.config import PRESETS, JanusConfig
 from janus.models.janus import Janus
 from janus.weights.config_files import format_config
-from janus.weights.load import empty_model, parameter_names
+from janus.weights.load import empty_model, parameter_names, part_sizes
 from janus.weights.names import LAYOUTS, Layout, is_dropped, match, source, sources
 
 RELEASED = ["Janus-1.3B", "Janus-Pro-1B", "Janus-Pro-7B"]
@@ -35,7 +35,8 @@ def foreign_shapes(model: Janus, layout: Layout) -> Shapes:
     for name, where in sources(parameter_names(model), layout).items():
         shape = tuple(state[name].shape)
         shape = shape[1:] if where.squeeze else shape
-        found.update(dict.fromkeys(where.names, (shape[0] // len(where.names), *shape[1:])))
+        sizes = part_sizes(model, name, shape[0], len(where.names))
+        found.update((part, (size, *shape[1:])) for part, size in zip(where.names, sizes, strict=True))
     return found
 
 
