@@ -13,6 +13,7 @@ from janus.checks import require_whole
 from janus.config import JanusConfig
 from janus.devices import resolve_device, resolve_dtype
 from janus.inference.draw import Picture, decode_codes, draw_codes
+from janus.inference.prepare import prepare
 from janus.inference.progress import Progress, Report
 from janus.inference.sampling import Sampling
 from janus.inference.text import Memory, TextStep, check_window, generate
@@ -41,8 +42,9 @@ def load(
 
     Device: cuda, mps or cpu, the first there is. Dtype: that of the weights where the device computes it
     well, else float32. `corrected_pictures` turns pictures upright by their EXIF tag, scales 16 bits to 8 and
-    lays transparency on the background, none of which the original does. Raises FileNotFoundError or
-    ValueError with the remedy.
+    lays transparency on the background, none of which the original does. The model is prepared for inference:
+    to train, take that of `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the
+    remedy.
     """
     if path is None:
         raise ValueError(
@@ -52,7 +54,7 @@ def load(
     resolve_dtype(dtype, target)  # a wrong name raises before anything is fetched
     folder = find(path, revision=revision, token=token)
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
-    return Pipeline(load_model(folder, device=target, dtype=dtype), processor)
+    return Pipeline(prepare(load_model(folder, device=target, dtype=dtype)), processor)
 
 
 class Pipeline:

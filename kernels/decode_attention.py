@@ -67,8 +67,16 @@ def decode_attention_reference(
     summation, and a row in bfloat16 would depend on the length of those beside it.
     """
     grouped = query.shape[1] != keys.shape[1]
-    attend = partial(F.scaled_dot_product_attention, scale=scale, enable_gqa=grouped)
     query = query[:, :, None]
+    if query.device.type == "cpu" and query.dtype != torch.float32:
+        query = query.expand(
+            -1, -1, 2, -1
+        )  # torch has no fast product of one row in 16 bits, and has one of two
+
+    def attend(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        mixed = F.scaled_dot_product_attention(query, keys, values, scale=scale, enable_gqa=grouped)
+        return mixed[:, :, :1]
+
     if starts is None and ends is None and prefix_rows is None and keys.shape[2]:
         return attend(query, keys, values)[:, :, 0]
 
@@ -77,7 +85,7 @@ def decode_attention_reference(
 
     lengths = [] if prefix_lengths is None else prefix_lengths.tolist()
     sights = list(zip(listed(starts, 0), listed(ends, keys.shape[2]), listed(prefix_rows, -1), strict=True))
-    mixed = torch.zeros_like(query)
+    mixed = torch.zeros_like(query[:, :, :1])
     for (start, end, prefix), alike in itertools.groupby(range(len(query)), sights.__getitem__):
         first, *others = alike
         rows = slice(first, first + 1 + len(others))

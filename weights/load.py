@@ -21,8 +21,8 @@ from janus.weights.names import Layout, Source, is_dropped, source, sources
 from janus.weights.processor_config import read_side_files
 from janus.weights.read import Stored, contents, read, weight_files, windows
 
-# Where weights change dtype or device, the file is mapped anew for each run of this many bytes: pages that
-# were read stay resident as long as a mapping lives, and the source would come on top of the model.
+# The file is mapped anew for each run of this many bytes: pages that were read stay resident as long as a
+# mapping lives, and the source would come on top of the model.
 WINDOW = 256 << 20
 
 
@@ -155,19 +155,22 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> No
     """Put every tensor of the plan into the model, holding at most one window of the files besides."""
     model, stored, plan = checkpoint.model, checkpoint.stored, checkpoint.plan
     owner = {part: name for name, source in plan.items() for part in source.names}
-    unchanged = device.type == "cpu" and all(stored[part].dtype == dtype for part in owner)
-    waiting: dict[str, dict[str, Tensor]] = {}
-    for file, names in windows(stored, list(owner), limit=1 << 62 if unchanged else WINDOW):
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    begun: dict[
+        str, dict[str, Tensor]
+    ] = {}  # of tensors that are not whole yet, the places of the parts to come
+    for file, names in windows(stored, list(owner), limit=WINDOW):
         for part, tensor in read(file, names):
-            name = owner[part]
-            parts = waiting.setdefault(name, {})
-            parts[part] = tensor if unchanged else tensor.to(device, dtype, copy=True)
-            if len(parts) == len(plan[name].names):
-                whole = (
-                    torch.cat([parts[each] for each in plan[name].names]) if len(parts) > 1 else parts[part]
-                )
-                _assign(model, name, whole[None] if plan[name].squeeze else whole)
-                del waiting[name]
+            name, source = owner[part], plan[owner[part]]
+            if name not in begun:
+                whole = torch.empty(shapes[name], device=device, dtype=dtype)
+                _assign(model, name, whole)
+                rows = whole[0] if source.squeeze else whole
+                sizes = part_sizes(model, name, len(rows), len(source.names))
+                begun[name] = dict(zip(source.names, rows.split(sizes), strict=True))
+            begun[name].pop(part).copy_(tensor)
+            if not begun[name]:
+                del begun[name]
             del tensor
     model.language.tie()
 

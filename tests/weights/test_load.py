@@ -102,7 +102,7 @@ def test_random_state_is_left_alone(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "bin"])
-@pytest.mark.parametrize("dtype", ["bfloat16", "float32"], ids=["mapped", "converted"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"], ids=["as stored", "converted"])
 def test_files_stay_as_they_are_whatever_the_model_does(suffix: str, dtype: str, copied: Path) -> None:
     if suffix == "bin":
         rewrite(copied, 1, "bin")

@@ -150,7 +150,7 @@ def test_files_may_be_read_by_whoever_the_umask_lets(model: Janus, tmp_path: Pat
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_saving_over_the_files_that_the_model_is_mapped_from(
+def test_saving_over_the_files_that_the_model_was_loaded_from(
     layout: Layout, copied: Path, checkpoint: Path, assert_equal: Equal
 ) -> None:
     reference = load(checkpoint, device="cpu", dtype="bfloat16")

@@ -1,0 +1,123 @@
+"""Packed linear layers: the same numbers, and the same state, as the plain ones."""
+
+import copy
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from janus.inference.prepare import prepare
+from janus.models.janus import Janus
+from janus.models.llama import JoinedLinear
+from janus.models.packed import PackedLinear, packs
+
+pytestmark = pytest.mark.skipif(
+    not packs(torch.zeros(1, 1, dtype=torch.bfloat16)), reason="this CPU packs no weights"
+)
+
+
+def linear(bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
+    torch.manual_seed(0)
+    return nn.Linear(24, 40, bias=bias, dtype=dtype)
+
+
+@pytest.mark.parametrize("shape", [(1, 24), (2, 1, 24), (2, 24), (7, 24), (3, 11, 24), (300, 24), (0, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_same_numbers(shape: tuple[int, ...], bias: bool) -> None:
+    plain = linear(bias)
+    packed = PackedLinear(plain)
+    assert packed.packed is not None
+    for x in (torch.randn(shape).bfloat16(), torch.randn(shape).bfloat16().expand(2, *shape)):
+        check_same(packed(x), plain, x)
+
+
+def check_same(result: Tensor, plain: nn.Linear, x: Tensor) -> None:
+    """Equal; with a bias, which is added before rounding, within one rounding of the truth."""
+    if plain.bias is None:
+        assert torch.equal(result, plain(x))
+    else:
+        truth = nn.functional.linear(x.double(), plain.weight.double(), plain.bias.double())
+        assert result.shape == truth.shape
+        # One rounding to 8 significant bits, and float32's sums before it.
+        assert ((result - truth).abs() <= truth.abs() * 2.0**-8 + 1e-6).all()
+
+
+@torch.no_grad()
+def test_a_joined_layer_gives_its_parts() -> None:
+    plain = JoinedLinear(24, (16, 8, 8)).bfloat16()
+    x = torch.randn(2, 24).bfloat16()
+    parts = PackedLinear(plain)(x)
+    assert [part.shape[-1] for part in parts] == [16, 8, 8]
+    assert all(torch.equal(ours, its) for ours, its in zip(parts, plain(x), strict=True))
+
+
+@torch.no_grad()
+def test_state_is_that_of_the_plain_layer() -> None:
+    plain, other = linear(), linear()
+    nn.init.ones_(other.weight)
+    packed = PackedLinear(plain)
+    state = packed.state_dict()
+    assert state.keys() == plain.state_dict().keys()
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in state.items())
+    packed.load_state_dict(other.state_dict())
+    x = torch.randn(2, 24).bfloat16()
+    check_same(packed(x), other, x)
+    with pytest.raises(RuntimeError, match=r"size mismatch for weight: \(40, 1\) given, \(40, 24\) wanted"):
+        packed.load_state_dict({**other.state_dict(), "weight": torch.zeros(40, 1)})
+    with pytest.raises(RuntimeError, match=r'Missing key.*"weight"'):
+        packed.load_state_dict({"bias": plain.bias})
+
+
+@torch.no_grad()
+def test_copies_casts_and_moves() -> None:
+    plain = linear()
+    x = torch.randn(2, 24).bfloat16()
+    for duplicate in (copy.deepcopy(PackedLinear(plain)), pickle.loads(pickle.dumps(PackedLinear(plain)))):
+        assert duplicate.packed is not None
+        check_same(duplicate(x), plain, x)
+    wide = PackedLinear(plain).float()
+    assert wide.packed is None
+    assert torch.equal(wide(x.float()), copy.deepcopy(plain).float()(x.float()))
+    assert wide.bfloat16().packed is not None
+    check_same(wide(x), plain, x)
+    assert PackedLinear(plain).to("meta").weight.device.type == "meta"
+    with pytest.raises(RuntimeError, match="must have the same dtype"):
+        PackedLinear(linear())(x.float())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(PackedLinear(linear())(x.float()), linear()(x.float()))
+
+
+def test_gradients_reach_the_input() -> None:
+    plain = linear()
+    x, same = (torch.ones(2, 24, dtype=torch.bfloat16, requires_grad=True) for _ in range(2))
+    PackedLinear(plain)(x).float().sum().backward()
+    plain(same).float().sum().backward()
+    assert x.grad is not None
+    assert torch.equal(x.grad, same.grad)
+
+
+@torch.no_grad()
+def test_a_prepared_model_computes_and_saves_the_same(data: Path) -> None:
+    plain = Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="bfloat16")
+    model = prepare(copy.deepcopy(plain))
+    assert not [name for name, module in model.named_modules() if type(module) in (nn.Linear, JoinedLinear)]
+    ids, pixels = torch.arange(12)[None], torch.randn(1, 3, *[plain.config.vision.image_size] * 2)
+    hidden, expected = (its.hidden_states(its.embed(ids)) for its in (model, plain))
+    assert torch.equal(model.text_logits(hidden), plain.text_logits(expected))
+    for ours, its in (
+        (model.image_logits(hidden), plain.image_logits(expected)),
+        (model.encode_images(pixels), plain.encode_images(pixels)),
+    ):  # layers with biases, through few layers of 8 significant bits each
+        assert (ours - its).abs().max() <= 2.0**-5 * its.abs().max()
+    state = plain.state_dict()
+    assert state.keys() == model.state_dict().keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+
+
+def test_only_what_gains_is_packed(data: Path) -> None:
+    model = Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="float32")
+    assert not [module for module in prepare(model).modules() if isinstance(module, PackedLinear)]
+    assert not packs(torch.empty(2, 2, dtype=torch.bfloat16, device="meta"))
