@@ -13,6 +13,32 @@ from janus.kernels.rotary import rotate_and_store
 from janus.models.llama import left_padded_starts
 
 
+@dataclass(frozen=True)
+class Layer:
+    """One layer's part of a cache, (B, G, capacity, d) each, for a call whose positions begin at `position`.
+
+    `end` is how many positions it shows after the call.
+    """
+
+    keys: Tensor
+    values: Tensor
+    position: Tensor
+    end: int
+
+    def append(
+        self, query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotate this call's queries (B, H, S, d) and keys (B, G, S, d), and store the keys and values.
+
+        -> the queries, and keys and values up to the end, (B, G, end, d) views.
+        """
+        inputs = (query, key, value, *rotary)
+        # Of the cache's dtype already, but under autocast.
+        query, key, value, cosines, sines = (x.to(self.keys.dtype) for x in inputs)
+        query = rotate_and_store(query, key, value, cosines, sines, self.keys, self.values, self.position)
+        return query, self.keys[:, :, : self.end], self.values[:, :, : self.end]
+
+
 class StaticCache:
     """Keys and values of up to `capacity` positions for `rows` rows, and which of them are padding."""
 
@@ -23,8 +49,10 @@ class StaticCache:
         self.keys = torch.zeros(shape, device=device, dtype=dtype)
         self.values = torch.zeros(shape, device=device, dtype=dtype)
         self.length = 0
+        self.end = 0  # of the call that has begun
         self.position = torch.zeros(1, dtype=torch.long, device=device)  # `length`, where the kernels read it
         self.valid: Tensor | None = None  # (B, capacity) bool once a row has padding
+        self.ends: Tensor | None = None  # what it shows ends where it is filled
         self.starts: Tensor | None = None  # (B,): what `valid` says too, where all padding is on the left
 
     @property
@@ -51,6 +79,7 @@ class StaticCache:
             raise ValueError(
                 f"attention_mask must be {(rows, positions)} or {(rows, end)}, not {tuple(mask.shape)}"
             )
+        self.end = end
         self.position = torch.full((1,), self.length, device=self.keys.device)
         if self.valid is None and mask is not None and not bool(mask.all()):
             self.valid = torch.ones(rows, self.capacity, dtype=torch.bool, device=self.keys.device)
@@ -61,24 +90,30 @@ class StaticCache:
             self.starts = left_padded_starts(self.valid[:, :end])
         return self.length, self.valid[:, :end]
 
-    def append(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotate this call's queries (B, H, S, d) and keys (B, G, S, d), and store the keys and values.
-
-        -> the queries, and all keys and values so far, (B, G, K, d) views.
-        """
-        end = self.length + key.shape[2]
-        keys, values = self.keys[layer], self.values[layer]
-        inputs = (query, key, value, *rotary)
-        # Of the cache's dtype already, but under autocast.
-        query, key, value, cosines, sines = (x.to(keys.dtype) for x in inputs)
-        query = rotate_and_store(query, key, value, cosines, sines, keys, values, self.position)
-        return query, keys[:, :, :end], values[:, :, :end]
+    def layer(self, number: int) -> Layer:
+        """The part of one layer, for the call that has begun."""
+        return Layer(self.keys[number], self.values[number], self.position, self.end)
 
     def finish(self, positions: int) -> None:
         """Every layer has appended: this call's positions are part of the past."""
         self.length += positions
+
+    def fill(self, prefixes: "list[Prefix]") -> None:
+        """Forget everything, and hold the prefixes, one a row, right-aligned."""
+        self.length = max(prefix.length for prefix in prefixes)
+        for row, prefix in enumerate(prefixes):
+            self.put(row, prefix)
+        starts = torch.tensor([self.length - prefix.length for prefix in prefixes], device=self.keys.device)
+        padded = any(prefix.length != self.length for prefix in prefixes)
+        self.starts = starts if padded else None
+        columns = torch.arange(self.capacity, device=self.keys.device)
+        self.valid = columns >= starts[:, None] if padded else None
+
+    def put(self, row: int, prefix: "Prefix") -> None:
+        """Let a row's positions end with a prefix; where the row then begins is for the caller to note."""
+        place = slice(self.length - prefix.length, self.length)
+        self.keys[:, row, :, place] = prefix.keys
+        self.values[:, row, :, place] = prefix.values
 
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
@@ -93,6 +128,48 @@ class StaticCache:
 def bytes_per_position(config: LanguageConfig, dtype: torch.dtype) -> int:
     """Memory of one row's keys and values at one position."""
     return 2 * config.layers * config.kv_heads * config.head_width * dtype.itemsize
+
+
+class FixedCache:
+    """A static cache as steps of one position see it whose tensors never change their place or shape.
+
+    Such a step can be recorded and replayed: where it writes, and where rows begin and end, are numbers on
+    the device, which the step itself advances. All rows are right-aligned.
+    """
+
+    def __init__(self, cache: StaticCache) -> None:
+        rows, device = cache.rows, cache.keys.device
+        self.cache = cache
+        self.position = torch.zeros(1, dtype=torch.long, device=device)
+        self.starts = torch.zeros(rows, dtype=torch.long, device=device)
+        self.ends = torch.zeros(rows, dtype=torch.long, device=device)
+
+    def continue_cache(self) -> None:
+        """Go on where the cache itself is."""
+        self.position.fill_(self.cache.length)
+        self.ends.fill_(self.cache.length + 1)
+        if self.cache.starts is None:
+            self.starts.zero_()
+        else:
+            self.starts.copy_(self.cache.starts)
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, 1): how many positions of its own a row has had before this step."""
+        return (self.position - self.starts)[:, None]
+
+    def begin(self, rows: int, positions: int, mask: Tensor | None) -> tuple[int, Tensor | None]:
+        """One position for each row, all of them real."""
+        if rows != self.cache.rows or positions != 1 or mask is not None:
+            raise ValueError(f"a step feeds one position to each of {self.cache.rows} rows, without a mask")
+        return 0, None
+
+    def layer(self, number: int) -> Layer:
+        return Layer(self.cache.keys[number], self.cache.values[number], self.position, self.cache.capacity)
+
+    def finish(self, positions: int) -> None:
+        self.position += positions
+        self.ends += positions
 
 
 @dataclass(frozen=True)
@@ -113,11 +190,5 @@ def join(prefixes: list[Prefix], config: LanguageConfig, room: int) -> StaticCac
     length = max(prefix.length for prefix in prefixes)
     first = prefixes[0].keys
     cache = StaticCache(config, len(prefixes), length + room, device=first.device, dtype=first.dtype)
-    for row, prefix in enumerate(prefixes):
-        cache.keys[:, row, :, length - prefix.length : length] = prefix.keys
-        cache.values[:, row, :, length - prefix.length : length] = prefix.values
-    if any(prefix.length != length for prefix in prefixes):
-        cache.starts = torch.tensor([length - prefix.length for prefix in prefixes], device=first.device)
-        cache.valid = torch.arange(cache.capacity, device=first.device) >= cache.starts[:, None]
-    cache.length = length
+    cache.fill(prefixes)
     return cache

@@ -3,6 +3,8 @@
 P pictures, R rows (P, or 2 P with guidance: the conditional ones first), V codes, T codes of a whole picture.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -11,10 +13,11 @@ from torch import Tensor
 
 from janus.checks import require_number, require_whole
 from janus.devices import free_memory
-from janus.inference.cache import Prefix, StaticCache, bytes_per_position, join
-from janus.inference.sampling import Noise, Sampling, choose, seeded_noise
+from janus.inference.cache import Prefix, StaticCache, bytes_per_position
+from janus.inference.sampling import Noise, Sampling, choose
+from janus.inference.step import Step
 from janus.inference.text import check_window
-from janus.kernels.sample import WORD, guide, sample, seed_patterns
+from janus.kernels.sample import WORD, exponential, guide, noise_address, philox, sample, seed_patterns
 from janus.models.janus import Janus
 
 # Without a batch size: so many pictures at once at most, and caches within this share of the free memory.
@@ -43,11 +46,15 @@ class DrawStep:
 
 
 class Prefixes:
-    """Prompts already read: each is computed once, however many pictures and batches continue it."""
+    """Prompts already read: each is computed once, however many pictures and batches continue it.
+
+    So is the board of the last batch, as long as it serves the next.
+    """
 
     def __init__(self, model: Janus) -> None:
         self.model = model
         self.known: dict[tuple[int, ...], Prefix] = {}
+        self.board: Board | None = None
 
     @torch.no_grad()
     def of(self, ids: tuple[int, ...]) -> Prefix:
@@ -112,63 +119,126 @@ def _steps(
     noise: Noise | None,
     prefixes: Prefixes,
 ) -> Iterator[DrawStep]:
-    guided = guidance != 1
     prompts = [picture.prompt for picture in pictures]
-    if guided:
+    if guidance != 1:
         prompts += [unconditional(picture.prompt, pad_id) for picture in pictures]
     rows = [prefixes.of(prompt) for prompt in prompts]
     start, end = len(pictures[0].start), model.config.picture_tokens
-    cache = join(rows, model.config.language, room=end - 1)
-    hidden = torch.stack([row.hidden for row in rows])
-
-    def advance(codes: Tensor) -> Tensor:
-        """Feed codes (P, S) to both kinds of row; -> the last hidden states (R, D)."""
-        embeds = model.embed_codes(codes).repeat(2 if guided else 1, 1, 1)
-        return model.hidden_states(embeds, None, cache)[:, -1]
-
-    if start:
-        hidden = advance(torch.tensor([picture.start for picture in pictures], device=model.device))
-    chosen = _chooser(pictures, model, guidance, sampling, noise)
-    for position in range(start, end):
-        logits = model.image_logits(hidden).float()
-        conditional, baseline = logits[: len(pictures)], logits[len(pictures) :] if guided else None
-        codes = chosen(position, conditional, baseline)
-        yield DrawStep(position, conditional, baseline, codes)
-        if position + 1 < end:
-            hidden = advance(codes[:, None])
+    longest = max(row.length for row in rows)
+    board = prefixes.board
+    if board is None or not board.serves(len(pictures), longest, guidance, sampling, noise):
+        prefixes.board = None  # its memory, before the next one takes as much
+        board = prefixes.board = Board(model, len(pictures), longest, guidance, sampling, noise)
+    hidden = board.begin(pictures, rows)
+    yield board.shown(start, board.step.first(hidden))
+    for position in range(start + 1, end):
+        yield board.shown(position, board.step())
 
 
-def _chooser(
-    pictures: Sequence[Picture], model: Janus, guidance: float, sampling: Sampling, noise: Noise | None
-) -> Callable[[int, Tensor, Tensor | None], Tensor]:
-    """From a position and its logits, (P, V) of both kinds of row, to codes (P,)."""
-    seeds, numbers = [picture.seed for picture in pictures], [picture.number & WORD for picture in pictures]
+class Board:
+    """Pictures that are drawn side by side: their cache, their noise, and the step that adds a code to each.
 
-    def at_once(position: int, conditional: Tensor, baseline: Tensor | None) -> Tensor:
-        return sample(
-            conditional,
-            baseline,
-            seeds=patterns,
-            numbers=counted,
-            position=torch.full((1,), position, device=model.device),
-            guidance=guidance,
-            temperature=sampling.temperature,
-            top_k=sampling.top_k,
+    It serves as many pictures as it was made for, batch after batch: what a GPU recorded for the first draws
+    them all.
+    """
+
+    def __init__(
+        self,
+        model: Janus,
+        count: int,
+        longest_prompt: int,
+        guidance: float,
+        sampling: Sampling,
+        noise: Noise | None = None,
+    ) -> None:
+        device = model.device
+        self.model, self.count = model, count
+        self.guidance, self.sampling, self.noise = guidance, sampling, noise
+        self.cache = StaticCache(
+            model.config.language,
+            count * (1 if guidance == 1 else 2),
+            # The last code is chosen, never fed.
+            longest_prompt + model.config.picture_tokens - 1,
+            device=device,
+            dtype=model.dtype,
+        )
+        self.patterns = torch.zeros(count, dtype=torch.long, device=device)
+        self.numbers = torch.zeros(count, dtype=torch.long, device=device)
+        # Top-p needs the whole distribution in order, and noise from elsewhere is not to be computed.
+        self.at_once = noise is None and not sampling.sorts
+        self.step = Step(
+            model,
+            self.cache,
+            tokens=torch.zeros(count, dtype=torch.long, device=device),
+            place=torch.zeros(1, dtype=torch.long, device=device),
+            feed=self.feed,
+            pick=self.pick,
+            recordable=noise is None,
         )
 
-    def in_steps(position: int, conditional: Tensor, baseline: Tensor | None) -> Tensor:
-        assert noise is not None
-        combined = conditional if baseline is None else guide(conditional, baseline, guidance)
-        return choose(combined, sampling, None if sampling.greedy else noise(position))
+    def serves(
+        self, count: int, longest_prompt: int, guidance: float, sampling: Sampling, noise: Noise | None
+    ) -> bool:
+        """Whether a batch can be drawn on this board, as it was made for."""
+        wanted = (count, guidance, sampling, noise)
+        room = longest_prompt + self.model.config.picture_tokens - 1
+        return (
+            wanted == (self.count, self.guidance, self.sampling, self.noise) and room <= self.cache.capacity
+        )
 
-    # Top-p needs the whole distribution in order, and noise from elsewhere is not to be computed.
-    if noise is None and not sampling.sorts:
-        patterns = seed_patterns(seeds).to(model.device)
-        counted = torch.tensor(numbers, device=model.device)
-        return at_once
-    if noise is None:
-        noise = seeded_noise(seeds, numbers, model.config.vq.codes, model.device)
-    return in_steps
+    def begin(self, pictures: Sequence[Picture], rows: list[Prefix]) -> Tensor:
+        """Continue these prefixes by the codes that the pictures start with; -> the last hidden states."""
+        self.cache.fill(rows)
+        self.patterns.copy_(seed_patterns([picture.seed for picture in pictures]))
+        self.numbers.copy_(torch.tensor([picture.number & WORD for picture in pictures]))
+        start = len(pictures[0].start)
+        self.step.place.fill_(start)
+        hidden = torch.stack([row.hidden for row in rows])
+        if start:
+            codes = torch.tensor([picture.start for picture in pictures], device=self.model.device)
+            hidden = self.model.hidden_states(self.feed(codes), None, self.cache)[:, -1]
+        return hidden
+
+    def feed(self, codes: Tensor) -> Tensor:
+        """Codes (P,) or (P, S) -> embeddings (R, S, D) for both kinds of row."""
+        codes = codes[:, None] if codes.ndim == 1 else codes
+        return self.model.embed_codes(codes).repeat(self.cache.rows // self.count, 1, 1)
+
+    def pick(self, hidden: Tensor, place: Tensor) -> tuple[Tensor, ...]:
+        """-> the codes (P,), and the logits (R, V) that they were chosen by."""
+        logits = self.model.image_logits(hidden).float()
+        conditional, baseline = self.split(logits)
+        if self.at_once:
+            codes = sample(
+                conditional,
+                baseline,
+                seeds=self.patterns,
+                numbers=self.numbers,
+                position=place,
+                guidance=self.guidance,
+                temperature=self.sampling.temperature,
+                top_k=self.sampling.top_k,
+            )
+            return codes, logits
+        combined = conditional if baseline is None else guide(conditional, baseline, self.guidance)
+        return choose(combined, self.sampling, self._noise(place)), logits
+
+    def _noise(self, place: Tensor) -> Tensor | None:
+        if self.sampling.greedy:
+            return None
+        if self.noise is not None:
+            return self.noise(int(place))
+        codes = self.model.config.vq.codes
+        return exponential(philox(*noise_address(self.patterns, self.numbers, place, codes)), codes)
+
+    def split(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits of the conditional rows and, with guidance, of the others."""
+        return logits[: self.count], logits[self.count :] if self.guidance != 1 else None
+
+    def shown(self, position: int, chosen: tuple[Tensor, ...]) -> DrawStep:
+        """What was chosen, kept from being overwritten by the next step."""
+        codes, logits = (tensor.clone() for tensor in chosen)
+        return DrawStep(position, *self.split(logits), codes)
 
 
 def pictures_at_once(model: Janus, longest_prompt: int, guidance: float) -> int:

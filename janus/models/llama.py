@@ -4,6 +4,7 @@ B rows, S positions of this call, K keys (those of the cache and this call's), H
 head width, D width, V vocabulary.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,20 +24,36 @@ class Sight:
     """Which keys the queries of a call, the last of them all, see.
 
     Those up to their own, from key `starts` (B,) of their row on if given; or those of a mask
-    (B or 1, 1, S, K), where padding stands elsewhere than on the left.
+    (B or 1, 1, S, K), where padding stands elsewhere than on the left. A lone query may be followed by keys
+    that are not filled yet: its row ends at `ends` (B,).
     """
 
     starts: Tensor | None = None
     mask: Tensor | None = None
+    ends: Tensor | None = None
+
+
+class LayerCache(Protocol):
+    """What a layer needs of a cache."""
+
+    def append(
+        self, query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Rotate this call's queries (B, H, S, d) and keys (B, G, S, d), and store the keys and values.
+
+        -> the queries, and all keys and values so far, (B, G, K, d) each.
+        """
 
 
 class KeyValueCache(Protocol):
-    """What the layers need of a cache; `janus.inference.cache` has one.
+    """What the language model needs of a cache; `janus.inference.cache` has two.
 
     `starts` (B,) says where rows begin if some have padding, and all of it on the left; it is None otherwise.
+    `ends` (B,) says where rows end if the cache shows all that it has room for; it is None otherwise.
     """
 
     starts: Tensor | None
+    ends: Tensor | None
 
     def begin(self, rows: int, positions: int, mask: Tensor | None) -> tuple[int, Tensor | None]:
         """Make room for a call; -> the positions filled before it, and which keys are real.
@@ -44,13 +61,8 @@ class KeyValueCache(Protocol):
         The latter is (B, K) bool, or None where all are.
         """
 
-    def append(
-        self, layer: int, query: Tensor, key: Tensor, value: Tensor, rotary: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Rotate this call's queries (B, H, S, d) and keys (B, G, S, d), and store the keys and values.
-
-        -> the queries, and all keys and values so far, (B, G, K, d) each.
-        """
+    def layer(self, number: int) -> LayerCache:
+        """The part of one layer, for this call."""
 
     def finish(self, positions: int) -> None:
         """Every layer has appended: this call's positions are part of the past."""
@@ -114,9 +126,8 @@ class JoinedLinear(nn.Linear):
 class Attention(nn.Module):
     """Causal attention with rotary positions and grouped key-value heads."""
 
-    def __init__(self, config: LanguageConfig, layer: int) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
-        self.layer = layer
         self.head_width = config.head_width
         query, key = config.heads * config.head_width, config.kv_heads * config.head_width
         self.qkv = JoinedLinear(config.width, (query, key, key))
@@ -127,7 +138,7 @@ class Attention(nn.Module):
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
         sight: Sight,
-        cache: KeyValueCache | None,
+        cache: LayerCache | None,
     ) -> Tensor:
         q, k, v = (  # (B, H or G, S, d); views, since einops would cost as much as a small step itself
             part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in self.qkv(x)
@@ -135,9 +146,9 @@ class Attention(nn.Module):
         if cache is None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         else:
-            q, k, v = cache.append(self.layer, q, k, v, rotary)
+            q, k, v = cache.append(q, k, v, rotary)
         if cache is not None and q.shape[2] == 1 and sight.mask is None:
-            mixed = decode_attention(q[:, :, 0], k, v, starts=sight.starts)[:, :, None]
+            mixed = decode_attention(q[:, :, 0], k, v, starts=sight.starts, ends=sight.ends)[:, :, None]
         elif sight.mask is not None:
             mixed = attention(q, k, v, mask=sight.mask)
         else:
@@ -159,10 +170,10 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
-    def __init__(self, config: LanguageConfig, layer: int) -> None:
+    def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.input_norm = RMSNorm(config.width, config.norm_eps)
-        self.attention = Attention(config, layer)
+        self.attention = Attention(config)
         self.mlp_norm = RMSNorm(config.width, config.norm_eps)
         self.mlp = MLP(config)
 
@@ -172,7 +183,7 @@ class Block(nn.Module):
         residual: Tensor | None,
         rotary: tuple[Tensor, Tensor],
         sight: Sight,
-        cache: KeyValueCache | None,
+        cache: LayerCache | None,
     ) -> tuple[Tensor, Tensor]:
         """(B, S, D) and what is still to be added to it -> the same two, for the next norm to add."""
         x, residual = (self.input_norm(x), x) if residual is None else self.input_norm(x, residual)
@@ -187,9 +198,11 @@ class Llama(nn.Module):
         super().__init__()
         self.config = config
         self.embed = nn.Embedding(config.vocabulary, config.width)
-        self.layers = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+        self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)
         self.head = nn.Linear(config.width, config.vocabulary, bias=False)
+        # How a layer runs in steps of fixed shapes, which a compiler may put something faster in place of.
+        self.fixed_step: Callable[..., tuple[Tensor, Tensor]] = Block.__call__
         self.tie()
 
     def tie(self) -> None:
@@ -225,10 +238,17 @@ class Llama(nn.Module):
                 positions = (valid.long().cumsum(-1) - 1).clamp_min(0)[:, past:]
         cosines, sines = rotary_tables(positions, self.config.head_width, self.config.rope_theta)
         rotary = cosines.to(embeds.dtype), sines.to(embeds.dtype)
-        sight = Sight() if valid is None else _padded_sight(valid, past, cache)
+        run = Block.__call__
+        if valid is not None:
+            sight = _padded_sight(valid, past, cache)
+        elif cache is not None and cache.ends is not None:
+            sight, run = Sight(cache.starts, ends=cache.ends), self.fixed_step
+        else:
+            sight = Sight()
         x, residual = embeds, None
-        for block in self.layers:
-            x, residual = block(x, residual, rotary, sight, cache)
+        for number, block in enumerate(self.layers):
+            part = None if cache is None else cache.layer(number)
+            x, residual = run(block, x, residual, rotary, sight, part)
         if cache is not None:
             cache.finish(length)
         x, _ = self.norm(x, residual)

@@ -1,0 +1,86 @@
+"""A decoding step: tokens in, the next tokens out, with nothing on the host that changes from step to step.
+
+So a GPU can record it once, as one CUDA graph with the choice of tokens included, and replay it: some 300
+launches of kernels become one, and nothing waits for the host. A compiler, too, sees it but once.
+
+P tokens per step, R rows of the cache.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from janus.inference.cache import FixedCache, StaticCache
+from janus.inference.prepare import is_compiled
+from janus.models.janus import Janus
+
+WARM_UPS = 2  # steps before the recording: in the first, kernels are compiled and workspaces taken
+
+
+class Step:
+    """Feeds `tokens` (P,) to the rows of a filled cache, and puts the tokens chosen next in their place.
+
+    `feed` makes embeddings (R, 1, D) of the tokens. `pick` chooses: from the last hidden states (R, D) and
+    `place` to the next tokens, and whatever else a caller wants to see. `place` counts the choices made and
+    is advanced by 1 after each. What `feed` and `pick` use must be tensors that stay where they are, and host
+    values that stay the same; where they are not, the step is not `recordable`.
+    """
+
+    def __init__(
+        self,
+        model: Janus,
+        cache: StaticCache,
+        *,
+        tokens: Tensor,
+        place: Tensor,
+        feed: Callable[[Tensor], Tensor],
+        pick: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        recordable: bool = True,
+    ) -> None:
+        self.model = model
+        self.cache = cache
+        self.tokens, self.place = tokens, place
+        self.feed, self.pick = feed, pick
+        self.recorded = recordable and model.device.type == "cuda"
+        self.fixed = FixedCache(cache) if self.recorded or is_compiled(model) else None
+        self.run = 0
+        self.graph: torch.cuda.CUDAGraph | None = None
+        self.seen: tuple[Tensor, ...] = ()
+
+    def first(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """Choose from the hidden states (R, D) that a cache filled anew ends with; -> what `pick` gave."""
+        if self.fixed is not None:
+            self.fixed.continue_cache()
+        return self._choose(hidden)
+
+    def __call__(self) -> tuple[Tensor, ...]:
+        """One step; -> what `pick` gave, which the next step may overwrite."""
+        if self.cache.length == self.cache.capacity:
+            raise ValueError(f"all {self.cache.capacity} positions of the cache are filled")
+        if self.recorded and self.run == WARM_UPS:
+            self.graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(self.graph):
+                self.seen = self._compute()
+        if self.graph is None:
+            self.seen = self._compute()
+        else:
+            self.graph.replay()
+        self.run += 1
+        if self.fixed is not None:
+            self.cache.length += 1
+        return self.seen
+
+    def _compute(self) -> tuple[Tensor, ...]:
+        embeds, language = self.feed(self.tokens), self.model.language
+        if self.fixed is None:
+            hidden = language(embeds, None, self.cache)
+        else:
+            hidden = language(embeds, None, self.fixed, positions=self.fixed.positions)
+        return self._choose(hidden[:, -1])
+
+    def _choose(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        chosen = self.pick(hidden, self.place)
+        self.tokens.copy_(chosen[0])
+        self.place += 1
+        return chosen
