@@ -12,6 +12,7 @@ from torch import Tensor
 from janus.checks import require_whole
 from janus.config import JanusConfig
 from janus.devices import resolve_device, resolve_dtype
+from janus.inference.answers import Question, answer
 from janus.inference.draw import Picture, decode_codes, draw_codes
 from janus.inference.prepare import prepare
 from janus.inference.progress import Progress, Report
@@ -118,11 +119,14 @@ class Pipeline:
         top_p: float = 1.0,
         seed: int | None = None,
         stream: bool = False,
+        batch_size: int | None = None,
     ) -> Any:
         """The next turn of a conversation; of a list of conversations, a list of turns, computed together.
 
-        What a conversation shares with the last one, from its first token on, is not computed again. Each
-        conversation is answered as if it were alone. Options and `stream` as in `ask`.
+        What a conversation shares with the last one, from its first token on, is not computed again. Each of
+        a list is answered as if it were alone, at most `batch_size` at once: whenever one is done the next
+        takes its place. Without a batch size there are 16, or as many as half of the free memory has room
+        for. Options and `stream` as in `ask`.
         """
         sampling = Sampling(temperature=temperature, top_p=top_p)
         if not isinstance(messages, list | tuple):
@@ -134,9 +138,16 @@ class Pipeline:
             _check_turn(conversation)
         batch = self._read(messages, system, max_new_tokens)
         if many:
-            steps = self._steps(batch, max_new_tokens, sampling, seed)
-            tokens = torch.stack([step.tokens for step in steps], dim=1).tolist()
-            return [self.processor.tokenizer.decode(row) for row in tokens]
+            answers = answer(
+                self.model,
+                self._questions(batch),
+                end_id=self.processor.tokenizer.eos_id,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                seed=_chosen_seed(seed),
+                batch_size=batch_size,
+            )
+            return [self.processor.tokenizer.decode(tokens) for tokens in answers]
         memory, self._memory = self._memory, Memory()
         pieces = self._stream(self._steps(batch, max_new_tokens, sampling, seed, memory), memory)
         return pieces if stream else "".join(pieces)
@@ -221,6 +232,20 @@ class Pipeline:
         require_whole("max_new_tokens", max_new_tokens, least=1)
         check = partial(check_window, self.model, new=max_new_tokens)
         return self.processor(messages, system=system, check_length=check).to(self.model.device)
+
+    def _questions(self, batch: Batch) -> list[Question]:
+        """The conversations of a batch, each without the others' padding."""
+        counts = batch.image_mask.sum(dim=1) // self.config.vision.tokens
+        return [
+            Question(ids[real], pixels, image_mask[real])
+            for ids, real, image_mask, pixels in zip(
+                batch.input_ids,
+                batch.attention_mask,
+                batch.image_mask,
+                batch.pixels.split(counts.tolist()),
+                strict=True,
+            )
+        ]
 
     @torch.no_grad()
     def _steps(

@@ -115,6 +115,16 @@ class StaticCache:
         self.keys[:, row, :, place] = prefix.keys
         self.values[:, row, :, place] = prefix.values
 
+    def realign(self, length: int) -> None:
+        """Move right-aligned rows so that they end at another `length`."""
+        kept = min(self.length, length)
+        for tensor in (self.keys, self.values):
+            moved = tensor[:, :, :, self.length - kept : self.length].clone()
+            tensor[:, :, :, length - kept : length] = moved
+        assert self.starts is not None
+        self.starts += length - self.length
+        self.length = length
+
     def truncate(self, length: int) -> None:
         """Forget all positions from `length` on."""
         if not 0 <= length <= self.length:

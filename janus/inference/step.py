@@ -6,6 +6,7 @@ launches of kernels become one, and nothing waits for the host. A compiler, too,
 P tokens per step, R rows of the cache.
 """
 
+from collections import deque
 from collections.abc import Callable
 
 import torch
@@ -15,6 +16,7 @@ from janus.inference.cache import FixedCache, StaticCache
 from janus.inference.prepare import is_compiled
 from janus.models.janus import Janus
 
+AHEAD = 8  # steps that wait for the GPU at most
 WARM_UPS = 2  # steps before the recording: in the first, kernels are compiled and workspaces taken
 
 
@@ -24,7 +26,8 @@ class Step:
     `feed` makes embeddings (R, 1, D) of the tokens. `pick` chooses: from the last hidden states (R, D) and
     `place` to the next tokens, and whatever else a caller wants to see. `place` counts the choices made and
     is advanced by 1 after each. What `feed` and `pick` use must be tensors that stay where they are, and host
-    values that stay the same; where they are not, the step is not `recordable`.
+    values that stay the same; where they are not, the step is not `recordable`. `fixed` asks for a cache
+    whose rows may be exchanged between steps (see `FixedCache`).
     """
 
     def __init__(
@@ -37,22 +40,30 @@ class Step:
         feed: Callable[[Tensor], Tensor],
         pick: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
         recordable: bool = True,
+        fixed: bool = False,
     ) -> None:
         self.model = model
         self.cache = cache
         self.tokens, self.place = tokens, place
         self.feed, self.pick = feed, pick
-        self.recorded = recordable and model.device.type == "cuda"
-        self.fixed = FixedCache(cache) if self.recorded or is_compiled(model) else None
+        aligned = cache.valid is None or cache.starts is not None
+        self.recorded = recordable and aligned and model.device.type == "cuda"
+        steady = fixed or self.recorded or (aligned and is_compiled(model))
+        self.fixed = FixedCache(cache) if steady else None
         self.run = 0
         self.graph: torch.cuda.CUDAGraph | None = None
         self.seen: tuple[Tensor, ...] = ()
+        self.queued: deque[torch.cuda.Event] = deque()
 
     def first(self, hidden: Tensor) -> tuple[Tensor, ...]:
         """Choose from the hidden states (R, D) that a cache filled anew ends with; -> what `pick` gave."""
+        self.resume()
+        return self._choose(hidden)
+
+    def resume(self) -> None:
+        """Others have moved the cache."""
         if self.fixed is not None:
             self.fixed.continue_cache()
-        return self._choose(hidden)
 
     def __call__(self) -> tuple[Tensor, ...]:
         """One step; -> what `pick` gave, which the next step may overwrite."""
@@ -66,6 +77,7 @@ class Step:
             self.seen = self._compute()
         else:
             self.graph.replay()
+            self._keep_pace()
         self.run += 1
         if self.fixed is not None:
             self.cache.length += 1
@@ -78,6 +90,13 @@ class Step:
         else:
             hidden = language(embeds, None, self.fixed, positions=self.fixed.positions)
         return self._choose(hidden[:, -1])
+
+    def _keep_pace(self) -> None:
+        """Wait for the step before the last few: the GPU never idles, and what is shown as done nearly is."""
+        self.queued.append(torch.cuda.Event())
+        self.queued[-1].record()
+        if len(self.queued) > AHEAD:
+            self.queued.popleft().synchronize()
 
     def _choose(self, hidden: Tensor) -> tuple[Tensor, ...]:
         chosen = self.pick(hidden, self.place)

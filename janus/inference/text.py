@@ -11,10 +11,13 @@ from torch import Tensor
 
 from janus.checks import require_whole
 from janus.inference.cache import StaticCache
-from janus.inference.sampling import Noise, Sampling, choose, seeded_noise
+from janus.inference.sampling import Noise, Sampling, choose
+from janus.inference.step import Step
+from janus.kernels.sample import exponential, noise_address, philox, seed_patterns
 from janus.models.janus import Janus
 
 GREEDY = Sampling(temperature=0)
+PIECE = 2048  # positions of a prompt that are read at once: more would take memory, and gain nothing
 
 
 @dataclass(frozen=True)
@@ -67,13 +70,44 @@ def generate(
         # The last token is chosen, never fed.
         capacity = length + max_new_tokens - 1
         cache = StaticCache(model.config.language, rows, capacity, device=embeds.device, dtype=embeds.dtype)
-    if noise is None and not sampling.greedy:
-        if seeds is None or len(seeds) != rows:
-            raise ValueError(
-                f"sampling {rows} rows needs {rows} seeds, not {seeds if seeds is None else len(seeds)}"
-            )
-        noise = seeded_noise(seeds, [0] * rows, model.config.language.vocabulary, embeds.device)
-    return _steps(model, embeds, attention_mask, end_id, max_new_tokens, sampling, noise, cache)
+    if noise is None and not sampling.greedy and (seeds is None or len(seeds) != rows):
+        raise ValueError(
+            f"sampling {rows} rows needs {rows} seeds, not {seeds if seeds is None else len(seeds)}"
+        )
+    chooser = Chooser(model, sampling, seeds or [0] * rows, noise)
+    return _steps(model, embeds, attention_mask, end_id, max_new_tokens, chooser, cache)
+
+
+@torch.no_grad()
+def prefill(model: Janus, embeds: Tensor, mask: Tensor | None, cache: StaticCache) -> Tensor:
+    """Read embeddings (B, S, D) into a cache, a piece at a time; -> the last hidden states (B, D)."""
+    for first in range(0, embeds.shape[1], PIECE):
+        piece = slice(first, first + PIECE)
+        hidden = model.hidden_states(embeds[:, piece], None if mask is None else mask[:, piece], cache)
+    return hidden[:, -1]
+
+
+class Chooser:
+    """Chooses each row's next token: greedily, or by the noise of its seed and its own count of steps."""
+
+    def __init__(self, model: Janus, sampling: Sampling, seeds: Sequence[int], noise: Noise | None) -> None:
+        self.model, self.sampling, self.noise = model, sampling, noise
+        self.patterns = seed_patterns(seeds).to(model.device)
+
+    def __call__(self, hidden: Tensor, place: Tensor) -> tuple[Tensor, ...]:
+        """Hidden states (B, D), and the tokens that rows have so far (B,) -> tokens (B,), logits (B, V)."""
+        logits = self.model.text_logits(hidden).float()
+        return choose(logits, self.sampling, self._noise(place)), logits
+
+    def _noise(self, place: Tensor) -> Tensor | None:
+        if self.sampling.greedy:
+            return None
+        if self.noise is not None:
+            return self.noise(int(place[0]))
+        tokens = self.model.config.language.vocabulary
+        patterns = self.patterns[: len(place)]
+        address = noise_address(patterns, torch.zeros_like(patterns), place[:, None], tokens)
+        return exponential(philox(*address), tokens)
 
 
 @torch.no_grad()
@@ -83,20 +117,38 @@ def _steps(
     mask: Tensor | None,
     end_id: int,
     max_new_tokens: int,
-    sampling: Sampling,
-    noise: Noise | None,
+    chooser: Chooser,
     cache: StaticCache,
 ) -> Iterator[TextStep]:
-    hidden = model.hidden_states(embeds, mask, cache)[:, -1]
+    hidden = prefill(model, embeds, mask, cache)
     ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
-    for step in range(max_new_tokens):
-        logits = model.text_logits(hidden).float()
-        tokens = choose(logits, sampling, noise(step) if noise else None).masked_fill(ended, end_id)
-        ended = ended | (tokens == end_id)
-        yield TextStep(tokens, logits, ended)
-        if step + 1 == max_new_tokens or bool(ended.all()):
+
+    def pick(hidden: Tensor, place: Tensor) -> tuple[Tensor, ...]:
+        tokens, logits = chooser(hidden, place)
+        tokens = tokens.masked_fill(ended, end_id)
+        ended.logical_or_(tokens == end_id)
+        return tokens, logits
+
+    step = Step(
+        model,
+        cache,
+        tokens=torch.zeros(len(embeds), dtype=torch.long, device=embeds.device),
+        place=torch.zeros(len(embeds), dtype=torch.long, device=embeds.device),
+        feed=lambda tokens: model.language.embed(tokens)[:, None],
+        pick=pick,
+        recordable=chooser.noise is None,
+    )
+    chosen = step.first(hidden)
+    for number in range(1, max_new_tokens + 1):
+        shown = TextStep(*(tensor.clone() for tensor in (*chosen, ended)))
+        more = number < max_new_tokens
+        if more and step.recorded:
+            chosen = step()  # before anybody waits for the last one's tokens: the GPU goes on meanwhile
+        yield shown
+        if not more or bool(shown.ended.all()):
             return
-        hidden = model.hidden_states(model.language.embed(tokens)[:, None], None, cache)[:, -1]
+        if not step.recorded:
+            chosen = step()
 
 
 class Memory:

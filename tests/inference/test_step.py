@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -154,6 +155,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "Event", Mock)
 
     def as_on_a_gpu(self: step_module.Step, *arguments: Any, recordable: bool = True, **options: Any) -> None:
         with monkeypatch.context() as patch:
