@@ -12,6 +12,7 @@ from torch import Tensor
 from janus.checks import require_whole
 from janus.config import JanusConfig
 from janus.devices import resolve_device, resolve_dtype
+from janus.inference import ranks
 from janus.inference.answers import Question, answer
 from janus.inference.draw import Picture, decode_codes, draw_codes
 from janus.inference.prepare import prepare
@@ -38,24 +39,27 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     corrected_pictures: bool = False,
+    tensor_parallel: bool = False,
 ) -> "Pipeline":
     """The pipeline of a hub id or a local folder.
 
     Device: cuda, mps or cpu, the first there is. Dtype: that of the weights where the device computes it
     well, else float32. `corrected_pictures` turns pictures upright by their EXIF tag, scales 16 bits to 8 and
-    lays transparency on the background, none of which the original does. The model is prepared for inference:
-    to train, take that of `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the
-    remedy.
+    lays transparency on the background, none of which the original does. `tensor_parallel` splits the
+    language model over the processes that `torchrun` started, each on the CUDA device of its own number or
+    all on the CPU; all must make the same calls, and get the same results. The model is prepared for
+    inference: to train, take that of `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError
+    with the remedy.
     """
     if path is None:
         raise ValueError(
             "no checkpoint ships with this version: name a folder or a hub id like 'deepseek-ai/Janus-Pro-1B'"
         )
-    target = resolve_device(device)
+    target, mesh = ranks.meet(device) if tensor_parallel else (resolve_device(device), None)
     resolve_dtype(dtype, target)  # a wrong name raises before anything is fetched
     folder = find(path, revision=revision, token=token)
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
-    return Pipeline(prepare(load_model(folder, device=target, dtype=dtype)), processor)
+    return Pipeline(prepare(load_model(folder, device=target, dtype=dtype, mesh=mesh)), processor)
 
 
 class Pipeline:
@@ -191,7 +195,7 @@ class Pipeline:
         if not isinstance(prompts, list | tuple) or not all(isinstance(each, str) for each in prompts):
             raise ValueError(f"a prompt must be a string, or a list of strings, not {prompt!r}")
         start = self._start(prefix, rows)
-        seed = _chosen_seed(seed)
+        seed = self._chosen_seed(seed)
         pictures = [
             Picture(prompt=ids, seed=seed, number=number, start=start)
             for ids in [tuple(self.processor.draw_prompt(each)) for each in prompts]
@@ -271,7 +275,7 @@ class Pipeline:
             end_id=self.processor.tokenizer.eos_id,
             max_new_tokens=max_new_tokens,
             sampling=sampling,
-            seeds=[_chosen_seed(seed)] * len(batch.input_ids),
+            seeds=[self._chosen_seed(seed)] * len(batch.input_ids),
             cache=cache,
         )
 
@@ -290,6 +294,12 @@ class Pipeline:
             if memory is not None:
                 memory.extend(tokens)
                 self._memory = memory
+
+    def _chosen_seed(self, seed: int | None) -> int:
+        """The seed named, else one from torch's default generator, so that `torch.manual_seed` governs."""
+        if seed is None:
+            return ranks.from_all_ranks(self.model, int(torch.randint(2**62, ())))[0]
+        return require_whole("seed", seed)
 
     def _check_size(self, size: int | tuple[int, int] | None) -> None:
         own = self.config.picture_size
@@ -333,13 +343,6 @@ def _as_list(images: Any) -> list[Any]:
     if images is None:
         return []
     return list(images) if isinstance(images, list | tuple) else [images]
-
-
-def _chosen_seed(seed: int | None) -> int:
-    """The seed named, else one from torch's default generator, so that `torch.manual_seed` governs."""
-    if seed is None:
-        return int(torch.randint(2**62, ()))
-    return require_whole("seed", seed)
 
 
 def _check_turn(conversation: Any) -> None:

@@ -7,6 +7,7 @@ evaluation mode.
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,9 @@ from janus.weights.hub import find
 from janus.weights.names import Layout, Source, is_dropped, source, sources
 from janus.weights.processor_config import read_side_files
 from janus.weights.read import Stored, contents, read, weight_files, windows
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 # The file is mapped anew for each run of this many bytes: pages that were read stay resident as long as a
 # mapping lives, and the source would come on top of the model.
@@ -50,17 +54,25 @@ def load(
     dtype: str | torch.dtype | None = None,
     revision: str | None = None,
     token: str | None = None,
+    mesh: "DeviceMesh | None" = None,
 ) -> Janus:
     """The model of a local folder or hub id, of the class and in the layout that its `config.json` names.
 
     Without a device: cuda, mps or cpu, the first there is. Without a dtype: that of the weights where the
-    device computes it well, else float32. Raises FileNotFoundError or ValueError with the remedy.
+    device computes it well, else float32. With a `mesh` of processes, this one reads and holds only its share
+    of the language model (`janus.inference.tensor_parallel`). Raises FileNotFoundError or ValueError with the
+    remedy.
     """
     target_device = resolve_device(device)
     resolve_dtype(dtype, target_device)  # a wrong name raises before anything is fetched
     checkpoint = inspect(path, revision=revision, token=token)
     model = checkpoint.model
-    fill(checkpoint, target_device, resolve_dtype(dtype, target_device, checkpoint.dtype))
+    if mesh is not None:
+        from janus.inference.tensor_parallel import tensor_parallel  # half a second that others need not wait
+
+        tensor_parallel(model, mesh)
+    rank = 0 if mesh is None else mesh.get_local_rank()
+    fill(checkpoint, target_device, resolve_dtype(dtype, target_device, checkpoint.dtype), rank)
     model.files = read_side_files(checkpoint.folder)
     return model.eval()
 
@@ -151,8 +163,11 @@ def check_names(
         raise ValueError(f"the weights in {folder} do not fit its config.json: {'. '.join(problems)}")
 
 
-def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> None:
-    """Put every tensor of the plan into the model, holding at most one window of the files besides."""
+def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank: int = 0) -> None:
+    """Put every tensor of the plan into the model, holding at most one window of the files besides.
+
+    Of a tensor that the model holds a share of, it is that of `rank`.
+    """
     model, stored, plan = checkpoint.model, checkpoint.stored, checkpoint.plan
     owner = {part: name for name, source in plan.items() for part in source.names}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
@@ -168,11 +183,20 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype) -> No
                 rows = whole[0] if source.squeeze else whole
                 sizes = part_sizes(model, name, len(rows), len(source.names))
                 begun[name] = dict(zip(source.names, rows.split(sizes), strict=True))
-            begun[name].pop(part).copy_(tensor)
+            place = begun[name].pop(part)
+            place.copy_(_share(tensor, place.shape, rank))
             if not begun[name]:
                 del begun[name]
             del tensor
     model.language.tie()
+
+
+def _share(tensor: Tensor, shape: torch.Size, rank: int) -> Tensor:
+    """The rank's share of a tensor that is longer than `shape` in one dimension; of others all."""
+    for dim, size in enumerate(shape):
+        if size < tensor.shape[dim]:
+            return tensor.narrow(dim, rank * size, size)
+    return tensor
 
 
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:

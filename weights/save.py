@@ -27,8 +27,13 @@ def save(
 
     `max_shard_size`, bytes or like "2GB", splits the weights into several files with an index. Files are
     written beside their final names and moved there when all weights are whole. ValueError for a layout or
-    size that is none.
+    size that is none, and for a model split over several processes.
     """
+    if model.language.mesh is not None:
+        raise ValueError(
+            f"this process holds one of {model.language.mesh.size()} shares of the model: save it from a "
+            "process that loaded it whole"
+        )
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown: name one of {', '.join(LAYOUTS)}")
     limit = None if max_shard_size is None else _parse_size(max_shard_size)

@@ -4,6 +4,7 @@ Heavy imports wait until a command runs, so that help and doctor always work.
 """
 
 import argparse
+import contextlib
 import io
 import os
 import sys
@@ -44,6 +45,23 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_parallel_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--tensor-parallel",
+        action="store_true",
+        help="split the language model over processes: torchrun --nproc-per-node 2 -m janus ...",
+    )
+
+
+def _is_parallel(options: argparse.Namespace) -> bool:
+    return getattr(options, "tensor_parallel", False)
+
+
+def _shows(options: argparse.Namespace) -> bool:
+    """Whether this process shows and writes what comes out: of several that compute the same, the first."""
+    return not _is_parallel(options) or os.environ.get("RANK", "0") == "0"
+
+
 def _add_answer_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-i", "--image", action="append", default=[], help="a picture; may be given several times"
@@ -68,6 +86,7 @@ def _load(options: argparse.Namespace, *pictures: str | Path) -> Any:
         dtype=options.dtype,
         revision=options.revision,
         corrected_pictures=options.corrected_pictures,
+        tensor_parallel=_is_parallel(options),
     )
 
 
@@ -100,6 +119,7 @@ def _ask_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("question")
     _add_answer_options(command)
     _add_model_options(command)
+    _add_parallel_option(command)
 
 
 def _ask(options: argparse.Namespace) -> int:
@@ -111,17 +131,25 @@ def _ask(options: argparse.Namespace) -> int:
 def _chat_options(command: argparse.ArgumentParser) -> None:
     _add_answer_options(command)
     _add_model_options(command)
+    _add_parallel_option(command)
+
+
+def _read_line() -> str:
+    """What the user says next; empty at the end."""
+    try:
+        return input("> " if sys.stdin.isatty() else "").strip()
+    except EOFError:
+        return ""
 
 
 def _chat(options: argparse.Namespace) -> int:
+    from janus.inference.ranks import from_all_ranks
+
     pipe = _load(options, *options.image)
     messages: list[dict[str, Any]] = []
     pictures = [{"type": "image", "image": image} for image in options.image]
     while True:
-        try:
-            line = input("> " if sys.stdin.isatty() else "").strip()
-        except EOFError:
-            return 0
+        line = from_all_ranks(pipe.model, _read_line() if _shows(options) else "")[0]
         if not line:
             return 0
         content = [*pictures, {"type": "text", "text": line}]
@@ -154,17 +182,23 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
     _add_model_options(command)
+    _add_parallel_option(command)
 
 
 def _draw(options: argparse.Namespace) -> int:
     import torch
     from PIL.PngImagePlugin import PngInfo
 
+    from janus.inference.ranks import from_all_ranks
+
     _prepare_output(options.output)
     pipe = _load(options, *([options.prefix] if options.prefix else []))
-    seed = int(torch.seed() % 2**32) if options.seed is None else options.seed
+    seed = from_all_ranks(pipe.model, int(torch.seed() % 2**32))[0] if options.seed is None else options.seed
     names = ("n", "guidance", "temperature", "top_k", "top_p", "batch_size", "prefix", "rows")
-    pictures = pipe.draw(options.prompt, seed=seed, **{name: getattr(options, name) for name in names})
+    chosen = {name: getattr(options, name) for name in names}
+    pictures = pipe.draw(options.prompt, seed=seed, progress=None if _shows(options) else False, **chosen)
+    if not _shows(options):
+        return 0
     for index, picture in enumerate(pictures):
         file = options.output
         if len(pictures) > 1:
@@ -322,16 +356,21 @@ def main(arguments: list[str] | None = None) -> int:
         sys.stdout.reconfigure(
             errors="replace"
         )  # an answer may hold what the output's encoding has no letter for
+    silence = contextlib.nullcontext() if _shows(options) else contextlib.redirect_stdout(io.StringIO())
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), silence:
             warnings.showwarning = lambda text, *_: print(f"janus: warning: {text}", file=sys.stderr)
             status = options.run(options)
             sys.stdout.flush()  # here, where a closed pipe is understood, and not as Python exits
+            if _is_parallel(options):
+                from torch.distributed import destroy_process_group
+
+                destroy_process_group()
             return status
     except BrokenPipeError:
         # Whoever read the output has seen enough; what is still buffered has nowhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return int(_is_parallel(options))  # other processes wait for this one: torchrun ends them if it fails
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
     except KeyboardInterrupt:

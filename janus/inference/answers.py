@@ -10,6 +10,7 @@ from torch import Tensor
 from janus.checks import require_whole
 from janus.devices import free_memory
 from janus.inference.cache import Prefix, StaticCache, bytes_per_position
+from janus.inference.ranks import from_all_ranks
 from janus.inference.sampling import Sampling
 from janus.inference.step import Step
 from janus.inference.text import Chooser, check_window, prefill
@@ -30,12 +31,14 @@ class Question:
 
 
 def answers_at_once(model: Janus, positions: int) -> int:
-    """How many rows of so many positions: at most 16, with caches in at most half of the free memory."""
+    """How many rows of so many positions: at most 16, with caches in at most half of the free memory.
+
+    Of the ranks of a model split over several, what the fullest has room for.
+    """
     free = free_memory(model.device)
-    if free is None:
-        return MOST_ANSWERS
-    each = positions * bytes_per_position(model.config.language, model.dtype)
-    return max(1, min(MOST_ANSWERS, int(free * MEMORY_SHARE) // each))
+    each = positions * bytes_per_position(model.language.config, model.dtype)
+    fitting = MOST_ANSWERS if free is None else int(free * MEMORY_SHARE) // each
+    return max(1, min(MOST_ANSWERS, *from_all_ranks(model, fitting)))
 
 
 @torch.no_grad()
@@ -82,7 +85,7 @@ class _Rows:
         sampling: Sampling,
         seed: int,
     ) -> None:
-        language, device = model.config.language, model.device
+        language, device = model.language.config, model.device
         self.model, self.questions = model, questions
         self.end_id, self.max_new_tokens = end_id, max_new_tokens
         longest = max(len(question.ids) for question in questions)
@@ -166,6 +169,6 @@ class _Rows:
         """What a question leaves in a cache of its own."""
         question, model = self.questions[number], self.model
         embeds = model.embed(question.ids[None], question.pixels, question.image_mask[None])
-        cache = StaticCache(model.config.language, 1, embeds.shape[1], device=model.device, dtype=model.dtype)
+        cache = StaticCache(model.language.config, 1, embeds.shape[1], device=model.device, dtype=model.dtype)
         hidden = prefill(model, embeds, None, cache)
         return Prefix(cache.keys[:, 0], cache.values[:, 0], hidden[0])

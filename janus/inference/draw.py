@@ -14,6 +14,7 @@ from torch import Tensor
 from janus.checks import require_number, require_whole
 from janus.devices import free_memory
 from janus.inference.cache import Prefix, StaticCache, bytes_per_position
+from janus.inference.ranks import from_all_ranks
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
 from janus.inference.text import check_window
@@ -61,7 +62,7 @@ class Prefixes:
         """The prefix that this sequence leaves, computed alone: no prompt beside it can change it."""
         if ids not in self.known:
             model = self.model
-            cache = StaticCache(model.config.language, 1, len(ids), device=model.device, dtype=model.dtype)
+            cache = StaticCache(model.language.config, 1, len(ids), device=model.device, dtype=model.dtype)
             embeds = model.embed(torch.tensor([ids], device=model.device))
             hidden = model.hidden_states(embeds, None, cache)
             self.known[ids] = Prefix(cache.keys[:, 0], cache.values[:, 0], hidden[0, -1])
@@ -155,7 +156,7 @@ class Board:
         self.model, self.count = model, count
         self.guidance, self.sampling, self.noise = guidance, sampling, noise
         self.cache = StaticCache(
-            model.config.language,
+            model.language.config,
             count * (1 if guidance == 1 else 2),
             # The last code is chosen, never fed.
             longest_prompt + model.config.picture_tokens - 1,
@@ -242,14 +243,16 @@ class Board:
 
 
 def pictures_at_once(model: Janus, longest_prompt: int, guidance: float) -> int:
-    """How many pictures to draw together: at most 16, with caches in at most half of the free memory."""
+    """How many pictures to draw together: at most 16, with caches in at most half of the free memory.
+
+    Of the ranks of a model split over several, what the fullest has room for.
+    """
     rows = 1 if guidance == 1 else 2
     length = longest_prompt + model.config.picture_tokens
-    bytes_each = rows * length * bytes_per_position(model.config.language, model.dtype)
+    bytes_each = rows * length * bytes_per_position(model.language.config, model.dtype)
     free = free_memory(model.device)
-    return (
-        MOST_PICTURES if free is None else max(1, min(MOST_PICTURES, int(free * MEMORY_SHARE) // bytes_each))
-    )
+    fitting = MOST_PICTURES if free is None else int(free * MEMORY_SHARE) // bytes_each
+    return max(1, min(MOST_PICTURES, *from_all_ranks(model, fitting)))
 
 
 def draw_codes(

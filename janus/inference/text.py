@@ -69,7 +69,7 @@ def generate(
     if cache is None:
         # The last token is chosen, never fed.
         capacity = length + max_new_tokens - 1
-        cache = StaticCache(model.config.language, rows, capacity, device=embeds.device, dtype=embeds.dtype)
+        cache = StaticCache(model.language.config, rows, capacity, device=embeds.device, dtype=embeds.dtype)
     if noise is None and not sampling.greedy and (seeds is None or len(seeds) != rows):
         raise ValueError(
             f"sampling {rows} rows needs {rows} seeds, not {seeds if seeds is None else len(seeds)}"
@@ -209,7 +209,7 @@ class Memory:
         if self.cache is None or self.cache.capacity < capacity:
             old = self.cache
             self.cache = StaticCache(
-                model.config.language, 1, capacity, device=model.device, dtype=model.dtype
+                model.language.config, 1, capacity, device=model.device, dtype=model.dtype
             )
             if old is not None:
                 self.cache.keys[:, :, :, :count] = old.keys[:, :, :, :count]

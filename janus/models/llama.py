@@ -6,7 +6,7 @@ head width, D width, V vocabulary.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from janus.kernels.attention import attention
 from janus.kernels.decode_attention import decode_attention
 from janus.kernels.rotary import rotate
 from janus.kernels.swiglu import swiglu
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 
 @dataclass(frozen=True)
@@ -192,11 +195,16 @@ class Block(nn.Module):
 
 
 class Llama(nn.Module):
-    """Embeddings in, hidden states after the final norm out; `embed` and `head` are its two ends."""
+    """Embeddings in, hidden states after the final norm out; `embed` and `head` are its two ends.
+
+    Of a model split over several processes (`janus.inference.tensor_parallel`) it is one rank's share, with
+    the `mesh` of the ranks; `config` is then that of the share.
+    """
 
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.config = config
+        self.mesh: DeviceMesh | None = None
         self.embed = nn.Embedding(config.vocabulary, config.width)
         self.layers = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = RMSNorm(config.width, config.norm_eps)

@@ -40,6 +40,7 @@ class PackedLinear(nn.Module):
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.sizes: tuple[int, ...] | None = linear.sizes if isinstance(linear, JoinedLinear) else None
         self.bias = linear.bias
+        self._forward_hooks.update(linear._forward_hooks)  # of a split layer: they join its shares
         self._hold(linear.weight.detach())
 
     def _hold(self, weight: Tensor) -> None:

@@ -67,6 +67,26 @@ def test_draw_writes_the_pipelines_pictures_with_their_prompt_and_seed(
             assert written.info["seed"].startswith("3,")
 
 
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_only_the_first_of_parallel_processes_writes_and_prints(
+    rank: str,
+    checkpoint: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pipe, asked = janus.load(checkpoint, dtype="float32"), []
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(janus, "load", lambda *_, **options: asked.append(options) or pipe)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: None)  # there is none here
+    output = tmp_path / "cat.png"
+    assert cli.main(["draw", "a cat", "-o", str(output), "--tensor-parallel"]) == 0
+    assert cli.main(["ask", "Hi", "--max-new-tokens", "3", "--tensor-parallel"]) == 0
+    assert [options["tensor_parallel"] for options in asked] == [True, True]
+    assert output.exists() == (rank == "0")
+    assert bool(capsys.readouterr().out) == (rank == "0")
+
+
 def test_draw_without_a_seed_names_the_one_it_took(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,14 @@ def test_a_joined_layer_gives_its_parts() -> None:
 
 
 @torch.no_grad()
+def test_what_follows_the_plain_layer_follows_the_packed_one() -> None:
+    plain = linear(bias=False)
+    plain.register_forward_hook(lambda module, inputs, output: output + 1)
+    x = torch.randn(2, 24).bfloat16()
+    assert torch.equal(PackedLinear(plain)(x), plain(x))
+
+
+@torch.no_grad()
 def test_state_is_that_of_the_plain_layer() -> None:
     plain, other = linear(), linear()
     nn.init.ones_(other.weight)
