@@ -62,15 +62,17 @@ def outputs(pipe: janus.Pipeline) -> dict[str, Any]:
 def facts(path: str) -> dict[str, Any]:
     """What one rank of a checkpoint computes and holds."""
     pipe = janus.load(path, device="cpu", dtype="float32", tensor_parallel=True)
+    split = tensor_parallel(load(path, device="cpu", dtype="float32"))
     torch.manual_seed(distributed.get_rank())
     found = {
         "outputs": outputs(pipe),
         "unseeded": pipe.ask("Hi", temperature=1.0, max_new_tokens=8),
         "state": pipe.model.state_dict(),
-        "storage": {
-            name: tensor.untyped_storage().nbytes() for name, tensor in pipe.model.named_parameters()
-        },
-        "split later": tensor_parallel(load(path, device="cpu", dtype="float32")).state_dict(),
+        "split later": split.state_dict(),
+        "storage": [
+            {name: tensor.untyped_storage().nbytes() for name, tensor in each.named_parameters()}
+            for each in (pipe.model, split)
+        ],
         "as stored": load(path, device="cpu", dtype="bfloat16", mesh=pipe.model.language.mesh).state_dict(),
         "kv_heads": (pipe.config.language.kv_heads, pipe.model.language.config.kv_heads),
     }
