@@ -8,9 +8,9 @@ tokenizer, adapters.
 Every rank makes the same calls and gets the same results. It is for inference: no gradient passes the sums.
 
 The styles below are handed to torch's `parallelize_module` in place of its own `ColwiseParallel` and
-`RowwiseParallel`, since theirs know nothing of joined projections, and compute on DTensors, whose handling
-takes the CPU longer than the device takes for a step. Parameters and activations here are plain local
-tensors, as the kernels want them.
+`RowwiseParallel`: those know nothing of joined projections, and compute on DTensors, whose handling takes the
+CPU many times as long as starting the layer does, which a step of one token feels. Here parameters and
+activations are plain local tensors, as the kernels want them.
 """
 
 from collections.abc import Sequence

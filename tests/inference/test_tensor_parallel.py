@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import janus
+from janus.config import PRESETS
 from janus.inference.ranks import meet
 from janus.inference.tensor_parallel import PLAN, ColumnParallel, RowParallel, tensor_parallel
 from janus.models.janus import Janus
@@ -202,6 +203,13 @@ def test_shares_are_the_whole_in_order(ranks: int) -> None:
     parts = zip(*(layer.weight.split(layer.sizes) for layer in columns), strict=True)
     assert torch.equal(torch.cat([torch.cat(part) for part in parts]), weight)
     assert torch.equal(torch.cat([layer.weight for layer in rows], dim=1), weight)
+
+
+@pytest.mark.parametrize(("ranks", "gigabytes"), [(1, 14.8), (2, 8.3), (4, 5.0)])
+def test_what_each_rank_of_the_largest_model_holds(ranks: int, gigabytes: float) -> None:
+    """The figures of docs/architecture.md."""
+    share = tensor_parallel(empty_model(PRESETS["Janus-Pro-7B"]), stub(ranks))
+    assert round(sum(parameter.numel() for parameter in share.parameters()) * 2 / 1e9, 1) == gigabytes
 
 
 @pytest.mark.parametrize(
