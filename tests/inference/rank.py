@@ -59,6 +59,13 @@ def outputs(pipe: janus.Pipeline) -> dict[str, Any]:
     }
 
 
+@torch.no_grad()
+def logits(pipe: janus.Pipeline) -> torch.Tensor:
+    """(1, 24, codes) in float32, of whatever precision the model computes in."""
+    ids = torch.arange(24)[None]
+    return pipe.model.image_logits(pipe.model.hidden_states(pipe.model.embed(ids))).float()
+
+
 def facts(path: str) -> dict[str, Any]:
     """What one rank of a checkpoint computes and holds."""
     pipe = janus.load(path, device="cpu", dtype="float32", tensor_parallel=True)
@@ -67,6 +74,7 @@ def facts(path: str) -> dict[str, Any]:
     found = {
         "outputs": outputs(pipe),
         "unseeded": pipe.ask("Hi", temperature=1.0, max_new_tokens=8),
+        "bfloat16": logits(janus.load(path, device="cpu", dtype="bfloat16", tensor_parallel=True)),
         "state": pipe.model.state_dict(),
         "split later": split.state_dict(),
         "storage": [
