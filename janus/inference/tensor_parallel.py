@@ -49,6 +49,7 @@ class ColumnParallel(ParallelStyle):
 
             def gathered(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
                 _refuse_gradient(output)
+                output = output.contiguous()
                 parts = [torch.empty_like(output) for _ in range(ranks)]
                 distributed.all_gather(parts, output, group=group)
                 return torch.cat(parts, dim=-1)
