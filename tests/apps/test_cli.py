@@ -67,6 +67,15 @@ def test_draw_writes_the_pipelines_pictures_with_their_prompt_and_seed(
             assert written.info["seed"].startswith("3,")
 
 
+def test_the_package_itself_is_the_command() -> None:
+    """`python -m janus`, which is how torchrun starts it."""
+    run = subprocess.run(
+        [sys.executable, "-m", "janus", "draw", "--help"], capture_output=True, cwd=REPOSITORY
+    )
+    assert run.returncode == 0
+    assert b"--tensor-parallel" in run.stdout
+
+
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_only_the_first_of_parallel_processes_writes_and_prints(
     rank: str,

@@ -1,7 +1,8 @@
 """One rank of a tensor-parallel run, for test_tensor_parallel.py: torchrun starts two of it on the CPU.
 
 `rank.py FOLDER CHECKPOINT...` writes what each rank of each checkpoint computes and holds to
-FOLDER/<rank>.pt. Then the last rank raises while the other goes on.
+FOLDER/<rank>.pt, and answers the lines of its standard input with the command line's chat. Then the last rank
+raises while the other goes on.
 """
 
 import sys
@@ -12,6 +13,7 @@ import torch
 from torch import distributed
 
 import janus
+from janus.apps import cli
 from janus.inference.draw import Picture, draw_codes
 from janus.inference.sampling import Sampling
 from janus.inference.tensor_parallel import tensor_parallel
@@ -107,6 +109,9 @@ def main(folder: str, *checkpoints: str) -> None:
     torch.set_num_threads(1)
     found = {path: facts(path) for path in checkpoints}
     torch.save(found, Path(folder) / f"{distributed.get_rank()}.pt")
+    options = ["-m", checkpoints[0], "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "5"]
+    assert cli.main(["chat", "--tensor-parallel", *options]) == 0
+    assert not distributed.is_initialized()
     pipe = janus.load(checkpoints[0], device="cpu", dtype="float32", tensor_parallel=True)
     if distributed.get_rank() == distributed.get_world_size() - 1:
         raise MemoryError("this rank fails")

@@ -36,26 +36,6 @@ SPLIT += ("image_head.out.bias", "language.head.weight")
 NAMES = ("released", "grouped")
 
 
-def torchrun(*arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Two processes on a free port; what does not end by itself is ended, and the test fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(REPOSITORY),
-        "CUDA_VISIBLE_DEVICES": "",
-    }
-    return subprocess.run(
-        [*command, *arguments],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        errors="replace",
-        env=environment,
-        timeout=120,
-    )
-
-
 @pytest.fixture(scope="module")
 def checkpoints(data: Path, model: Janus, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The small checkpoint, and one with 2 key-value heads for its 4 heads and with a tied head."""
@@ -77,8 +57,18 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(checkpoints: dict[str, str], written: Path) -> subprocess.CompletedProcess[str]:
-    """The run of two ranks that write what they compute, and of which one fails in the end."""
-    return torchrun(str(RANK), str(written), *checkpoints.values())
+    """The run of two ranks, on a free port. One that hangs is ended, and the tests fail."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [*torchrun, str(RANK), str(written), *checkpoints.values()],
+        input="Hi\nAnd now?\n\nnever read\n",
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env={**os.environ, **environment},
+        timeout=200,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -171,11 +161,8 @@ def test_a_split_model_says_what_it_cannot_do(ranks: dict[str, list[Any]]) -> No
 
 
 def test_the_command_line_shows_one_answer(
-    checkpoints: dict[str, str], wholes: dict[str, janus.Pipeline]
+    run: subprocess.CompletedProcess[str], wholes: dict[str, janus.Pipeline]
 ) -> None:
-    options = ["-m", checkpoints["released"], "--dtype", "float32", "--max-new-tokens", "5"]
-    run = torchrun("-m", "janus", "chat", "--tensor-parallel", *options, stdin="Hi\nAnd now?\n\nnever read\n")
-    assert run.returncode == 0, run.stderr
     messages: list[dict[str, str]] = []
     expected = ""
     for line in ("Hi", "And now?"):
@@ -183,11 +170,11 @@ def test_the_command_line_shows_one_answer(
         answer = wholes["released"].chat(messages, max_new_tokens=5)
         messages.append({"role": "assistant", "content": answer})
         expected += answer.lstrip() + "\n"
-    assert run.stdout == expected
+    assert run.stdout == expected, run.stderr
 
 
 def test_a_rank_that_fails_ends_the_run(run: subprocess.CompletedProcess[str]) -> None:
-    assert run.returncode != 0  # and there was an end: `torchrun` above gives up on a run that hangs
+    assert run.returncode != 0  # and there was an end: `run` gives up on one that hangs
     assert "this rank fails" in run.stderr
 
 
