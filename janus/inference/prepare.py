@@ -17,7 +17,9 @@ def prepare(model: Janus, *, compile: bool = False) -> Janus:
     changes nothing beyond rounding.
     """
     tied = model.language.head if model.config.language.tied_head else None
-    for module in list(model.modules()):
+    # Of the layers themselves no list is held: each must go as soon as it is packed.
+    parents = [module for module in model.modules() if not isinstance(module, nn.Linear)]
+    for module in parents:
         for name, layer in list(module.named_children()):
             if not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, JoinedLinear):
                 continue  # a subclass of somebody else's may compute something else
