@@ -148,7 +148,7 @@ class Pipeline:
                 end_id=self.processor.tokenizer.eos_id,
                 max_new_tokens=max_new_tokens,
                 sampling=sampling,
-                seed=_chosen_seed(seed),
+                seed=self._chosen_seed(seed),
                 batch_size=batch_size,
             )
             return [self.processor.tokenizer.decode(tokens) for tokens in answers]

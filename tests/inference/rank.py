@@ -23,6 +23,7 @@ from janus.weights.load import load
 
 PHOTOGRAPH = Path(__file__).resolve().parents[1] / "data" / "photographs" / "chelsea.png"
 NO_END = -1
+CONVERSATIONS = [[{"role": "user", "content": text}] for text in ("Hi", "What is red, and what is blue?")]
 
 
 @torch.no_grad()
@@ -76,6 +77,7 @@ def facts(path: str) -> dict[str, Any]:
     found = {
         "outputs": outputs(pipe),
         "unseeded": pipe.ask("Hi", temperature=1.0, max_new_tokens=8),
+        "answers": pipe.chat(CONVERSATIONS, max_new_tokens=6),
         "bfloat16": logits(janus.load(path, device="cpu", dtype="bfloat16", tensor_parallel=True)),
         "state": pipe.model.state_dict(),
         "split later": split.state_dict(),

@@ -99,6 +99,8 @@ def test_ranks_compute_what_one_process_does(
     for found in ranks[name]:
         for what, tensor in expected.items():
             close(found["outputs"][what], tensor)  # tokens and codes exactly
+        conversations = runpy.run_path(str(RANK))["CONVERSATIONS"]
+        assert found["answers"] == wholes[name].chat(conversations, max_new_tokens=6)
     for what in expected:  # ranks that differ in a bit could part ways at a tie, and wait for each other
         assert torch.equal(*(found["outputs"][what] for found in ranks[name]))
 
