@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import weakref
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,23 @@ def test_a_joined_layer_gives_its_parts() -> None:
     parts = PackedLinear(plain)(x)
     assert [part.shape[-1] for part in parts] == [16, 8, 8]
     assert all(torch.equal(ours, its) for ours, its in zip(parts, plain(x), strict=True))
+
+
+def test_a_plain_layer_goes_when_it_is_packed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a model would be in memory twice in the end."""
+    model = Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="bfloat16")
+    layers = [weakref.ref(module) for module in model.modules() if isinstance(module, nn.Linear)]
+    alive: list[int] = []
+
+    def pack(layer: nn.Linear) -> PackedLinear:
+        alive.append(sum(each() is not None for each in layers))
+        return PackedLinear(layer)
+
+    monkeypatch.setattr("janus.inference.prepare.PackedLinear", pack)
+    prepare(model)
+    assert len(alive) == len(layers) > 20
+    assert alive[0] == len(layers)
+    assert alive[-1] <= 2  # the last, and the one beside it
 
 
 @torch.no_grad()
