@@ -40,6 +40,7 @@ def load(
     token: str | None = None,
     corrected_pictures: bool = False,
     tensor_parallel: bool = False,
+    compile: bool = False,
 ) -> "Pipeline":
     """The pipeline of a hub id or a local folder.
 
@@ -47,9 +48,10 @@ def load(
     well, else float32. `corrected_pictures` turns pictures upright by their EXIF tag, scales 16 bits to 8 and
     lays transparency on the background, none of which the original does. `tensor_parallel` splits the
     language model over the processes that `torchrun` started, each on the CUDA device of its own number or
-    all on the CPU; all must make the same calls, and get the same results. The model is prepared for
-    inference: to train, take that of `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError
-    with the remedy.
+    all on the CPU; all must make the same calls, and get the same results. `compile` gives the steps of the
+    language model to torch.compile: the first then takes much longer, and the others less. The model is
+    prepared for inference: to train, take that of `janus.Janus.from_pretrained`. Raises FileNotFoundError or
+    ValueError with the remedy.
     """
     if path is None:
         raise ValueError(
@@ -59,7 +61,8 @@ def load(
     resolve_dtype(dtype, target)  # a wrong name raises before anything is fetched
     folder = find(path, revision=revision, token=token)
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
-    return Pipeline(prepare(load_model(folder, device=target, dtype=dtype, mesh=mesh)), processor)
+    model = load_model(folder, device=target, dtype=dtype, mesh=mesh)
+    return Pipeline(prepare(model, compile=compile), processor)
 
 
 class Pipeline:

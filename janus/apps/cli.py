@@ -39,6 +39,9 @@ def _add_model_options(command: argparse.ArgumentParser) -> None:
         "--dtype", help="bfloat16, float16 or float32 (the weights' own, where computed well)"
     )
     command.add_argument(
+        "--compile", action="store_true", help="give the language model's steps to torch.compile"
+    )
+    command.add_argument(
         "--corrected-pictures",
         action="store_true",
         help="turn pictures upright, scale 16 bits, lay transparency on the background: not as the original",
@@ -86,6 +89,7 @@ def _load(options: argparse.Namespace, *pictures: str | Path) -> Any:
         dtype=options.dtype,
         revision=options.revision,
         corrected_pictures=options.corrected_pictures,
+        compile=options.compile,
         tensor_parallel=_is_parallel(options),
     )
 

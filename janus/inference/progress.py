@@ -1,10 +1,17 @@
 """How long work is shown: a bar with a rate where somebody sees it, a caller's function, or nothing."""
 
+import sys
 from collections.abc import Callable
 
 from tqdm import tqdm
 
 Report = Callable[[int, int], None]
+
+
+def announce(text: str) -> None:
+    """Tell somebody who looks on at a terminal what takes so long."""
+    if sys.stderr.isatty():
+        print(text, file=sys.stderr)
 
 
 class Progress:

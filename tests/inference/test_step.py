@@ -75,11 +75,17 @@ def test_noise_from_elsewhere(model: Janus, request: pytest.FixtureRequest) -> N
     assert torch.equal(draw(model, noise=noise)[0], plain)
 
 
-def test_compiled_steps_draw_the_same(model: Janus) -> None:
+def test_compiled_steps_draw_the_same(
+    model: Janus, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    expected, _ = draw(model)
+    assert capsys.readouterr().err == ""
     compiled = prepare(copy.deepcopy(model), compile=True)
     assert is_compiled(compiled)
     assert not is_compiled(model)
-    assert torch.equal(draw(compiled)[0], draw(model)[0])
+    assert torch.equal(draw(compiled)[0], expected)
+    assert "compiling" in capsys.readouterr().err
 
 
 def test_a_step_of_fixed_shapes_reads_no_number_on_the_host(
