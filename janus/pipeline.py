@@ -170,6 +170,7 @@ class Pipeline:
         top_k: int | None = None,
         top_p: float | None = None,
         batch_size: int | None = None,
+        speculate: int | None = None,
         size: int | tuple[int, int] | None = None,
         prefix: Any = None,
         rows: int | None = None,
@@ -182,7 +183,9 @@ class Pipeline:
         Picture i of a seed is the same, up to rounding, whatever `n`, `batch_size` and the other prompts are;
         without a seed torch's default generator gives one. Guidance and temperature left out are the
         checkpoint's own, else 5 and 1; temperature 0 is greedy. Without a batch size, at most 16 pictures are
-        drawn at once, and their caches take at most half of the free memory. `prefix` with `rows` = k keeps
+        drawn at once, and their caches take at most half of the free memory. `speculate` = k guesses k codes
+        at once and keeps those that are right: the same picture, up to rounding, in fewer runs of the model,
+        of which each takes longer; None and 0 guess nothing. `prefix` with `rows` = k keeps
         the first k rows of codes of a picture of the model's own size and draws the rest. `progress`: None
         for a bar on a terminal, True, False, or a function (done, total). `preview` gets the pictures of the
         batch so far after every `preview_every` rows of codes; the rest is grey.
@@ -221,6 +224,7 @@ class Pipeline:
                 guidance=guidance,
                 sampling=sampling,
                 batch_size=batch_size,
+                speculate=speculate,
                 on_codes=on_codes,
             ):
                 drawn += to_pictures(decode_codes(self.model, codes))

@@ -55,6 +55,18 @@ def test_seeds(pipe: janus.Pipeline, drawn: np.ndarray) -> None:
     assert not np.array_equal(arrays(pipe.draw("a cat", seed=8))[0], drawn[0])
 
 
+@pytest.mark.parametrize("window", [False, 0, 2, 24])
+def test_speculation_changes_no_picture(window: int, pipe: janus.Pipeline, drawn: np.ndarray) -> None:
+    told: list[tuple[int, int]] = []
+
+    def progress(done: int, total: int) -> None:
+        told.append((done, total))
+
+    again = pipe.draw("a cat", n=3, seed=7, speculate=window, progress=progress)
+    assert np.array_equal(arrays(again), drawn)
+    assert told[-1] == (3 * CODES, 3 * CODES)
+
+
 def test_prompts_in_order(pipe: janus.Pipeline, drawn: np.ndarray) -> None:
     both = arrays(pipe.draw(["a big red dog", "a cat"], n=2, seed=7))
     assert np.array_equal(both[2:], drawn[:2])
@@ -117,6 +129,7 @@ def test_prefix(
         ({"preview_every": 0}, "preview_every must be a whole number of at least 1, not 0"),
         ({"guidance": math.nan}, "guidance must be a finite number, 1 for none, not nan"),
         ({"guidance": math.inf}, "guidance must be a finite number, 1 for none, not inf"),
+        ({"speculate": -2}, "speculate .* must be a whole number of at least 0, not -2"),
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"temperature": -1}, "temperature must be 0 .* not -1"),
         ({"top_p": 2}, "top_p must be above 0 and at most 1, not 2"),

@@ -182,6 +182,9 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
         "--batch-size", type=int, help="pictures drawn at once (what memory allows, at most 16)"
     )
     command.add_argument(
+        "--speculate", type=int, metavar="CODES", help="codes guessed at once: the same picture, maybe sooner"
+    )
+    command.add_argument(
         "--prefix", type=Path, help="a picture of the model's own size to continue; with --rows"
     )
     command.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
@@ -198,7 +201,7 @@ def _draw(options: argparse.Namespace) -> int:
     _prepare_output(options.output)
     pipe = _load(options, *([options.prefix] if options.prefix else []))
     seed = from_all_ranks(pipe.model, int(torch.seed() % 2**32))[0] if options.seed is None else options.seed
-    names = ("n", "guidance", "temperature", "top_k", "top_p", "batch_size", "prefix", "rows")
+    names = ("n", "guidance", "temperature", "top_k", "top_p", "batch_size", "speculate", "prefix", "rows")
     chosen = {name: getattr(options, name) for name in names}
     pictures = pipe.draw(options.prompt, seed=seed, progress=None if _shows(options) else False, **chosen)
     if not _shows(options):

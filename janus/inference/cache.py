@@ -132,7 +132,8 @@ class StaticCache:
         self.length = length
         if self.valid is not None:
             self.valid[:, length:] = True
-            self.starts = None
+        if self.starts is not None:
+            self.starts = self.starts.clamp_max(length)
 
 
 def bytes_per_position(config: LanguageConfig, dtype: torch.dtype) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -95,6 +96,14 @@ def draw_steps(
     position to (P, V) exponential noise, replaces what seed and number give. The arguments are checked at
     once.
     """
+    check_pictures(model, pictures, guidance)
+    return _steps(
+        model, pictures, pad_id, guidance, sampling or Sampling(), noise, prefixes or Prefixes(model)
+    )
+
+
+def check_pictures(model: Janus, pictures: Sequence[Picture], guidance: float) -> None:
+    """Raise ValueError where pictures cannot be drawn together, or not by this model."""
     require_number("guidance", guidance, "a finite number, 1 for none")
     begun = {len(picture.start) for picture in pictures}
     if len(begun) != 1:
@@ -105,9 +114,6 @@ def draw_steps(
         raise ValueError(f"all {model.config.picture_tokens} codes are given: there is nothing left to draw")
     for picture in pictures:
         check_window(model, len(picture.prompt), model.config.picture_tokens)
-    return _steps(
-        model, pictures, pad_id, guidance, sampling or Sampling(), noise, prefixes or Prefixes(model)
-    )
 
 
 @torch.no_grad()
@@ -120,20 +126,33 @@ def _steps(
     noise: Noise | None,
     prefixes: Prefixes,
 ) -> Iterator[DrawStep]:
+    board, hidden = begin(model, pictures, pad_id, guidance, sampling, noise, prefixes)
+    start, end = len(pictures[0].start), model.config.picture_tokens
+    yield board.shown(start, board.step.first(hidden))
+    for position in range(start + 1, end):
+        yield board.shown(position, board.step())
+
+
+def begin(
+    model: Janus,
+    pictures: Sequence[Picture],
+    pad_id: int,
+    guidance: float,
+    sampling: Sampling,
+    noise: Noise | None,
+    prefixes: Prefixes,
+) -> tuple[Board, Tensor]:
+    """The board that the prefixes keep, or a new one, with these pictures begun; and hidden states (R, D)."""
     prompts = [picture.prompt for picture in pictures]
     if guidance != 1:
         prompts += [unconditional(picture.prompt, pad_id) for picture in pictures]
     rows = [prefixes.of(prompt) for prompt in prompts]
-    start, end = len(pictures[0].start), model.config.picture_tokens
     longest = max(row.length for row in rows)
     board = prefixes.board
     if board is None or not board.serves(len(pictures), longest, guidance, sampling, noise):
         prefixes.board = None  # its memory, before the next one takes as much
         board = prefixes.board = Board(model, len(pictures), longest, guidance, sampling, noise)
-    hidden = board.begin(pictures, rows)
-    yield board.shown(start, board.step.first(hidden))
-    for position in range(start + 1, end):
-        yield board.shown(position, board.step())
+    return board, board.begin(pictures, rows)
 
 
 class Board:
@@ -208,9 +227,13 @@ class Board:
     def pick(self, hidden: Tensor, place: Tensor) -> tuple[Tensor, ...]:
         """-> the codes (P,), and the logits (R, V) that they were chosen by."""
         logits = self.model.image_logits(hidden).float()
+        return self.choose(logits, place), logits
+
+    def choose(self, logits: Tensor, place: Tensor) -> Tensor:
+        """The codes (P,) that logits (R, V) give with the noise of a place, (1,)."""
         conditional, baseline = self.split(logits)
         if self.at_once:
-            codes = sample(
+            return sample(
                 conditional,
                 baseline,
                 seeds=self.patterns,
@@ -220,9 +243,8 @@ class Board:
                 temperature=self.sampling.temperature,
                 top_k=self.sampling.top_k,
             )
-            return codes, logits
         combined = conditional if baseline is None else guide(conditional, baseline, self.guidance)
-        return choose(combined, self.sampling, self._noise(place)), logits
+        return choose(combined, self.sampling, self._noise(place))
 
     def _noise(self, place: Tensor) -> Tensor | None:
         if self.sampling.greedy:
@@ -263,13 +285,18 @@ def draw_codes(
     guidance: float = 5.0,
     sampling: Sampling | None = None,
     batch_size: int | None = None,
+    speculate: int | None = None,
     on_codes: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Tensor]:
     """Codes (P', grid, grid) of the pictures in order, a batch at a time.
 
-    Without a batch size it is `pictures_at_once`. `on_codes` is called after every step with the
-    batch's codes so far, (P', steps).
+    Without a batch size it is `pictures_at_once`. `speculate` is how many codes to guess at once, None or 0
+    for none: see `speculative_steps`. `on_codes` is called after every step with the batch's codes so far,
+    (P', steps).
     """
+    from janus.inference.speculate import speculative_steps, window_of  # which draws by what stands here
+
+    window = window_of(speculate)
     if batch_size is not None:
         require_whole("batch_size", batch_size, least=1)
     if not pictures:
@@ -283,7 +310,8 @@ def draw_codes(
         given = torch.tensor([picture.start for picture in batch], dtype=torch.long, device=model.device)
         codes = torch.empty(len(batch), model.config.picture_tokens, dtype=torch.long, device=model.device)
         codes[:, : given.shape[1]] = given
-        for step in draw_steps(
+        steps = draw_steps if window == 1 else partial(speculative_steps, window=window)
+        for step in steps(
             model, batch, pad_id=pad_id, guidance=guidance, sampling=sampling, prefixes=prefixes
         ):
             codes[:, step.position] = step.codes

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from PIL import Image
 
 import janus
 from janus.apps import cli, info
+from janus.inference import speculate
 from janus.weights.load import inspect
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -94,6 +96,24 @@ def test_only_the_first_of_parallel_processes_writes_and_prints(
     assert [options["tensor_parallel"] for options in asked] == [True, True]
     assert output.exists() == (rank == "0")
     assert bool(capsys.readouterr().out) == (rank == "0")
+
+
+def test_draw_speculates(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    windows: list[int] = []
+    steps = speculate.speculative_steps
+
+    def noted(*given: Any, window: int, **options: Any) -> Any:
+        windows.append(window)
+        return steps(*given, window=window, **options)
+
+    monkeypatch.setattr(speculate, "speculative_steps", noted)
+    common = ["draw", "a cat", "--seed", "3", "-m", checkpoint, "--dtype", "float32", "-o"]
+    assert cli.main([*common, str(tmp_path / "one.png")]) == 0
+    assert windows == []
+    assert cli.main([*common, str(tmp_path / "other.png"), "--speculate", "4"]) == 0
+    assert windows == [4]
+    with Image.open(tmp_path / "one.png") as one, Image.open(tmp_path / "other.png") as other:
+        assert one.tobytes() == other.tobytes()
 
 
 def test_draw_without_a_seed_names_the_one_it_took(
@@ -192,6 +212,10 @@ def test_convert_writes_into_new_or_empty_folders_only(
         (
             ["draw", "a cat", "-m", "{checkpoint}", "-o", "cat.jpg"],
             "cat.jpg must be a file that ends in .png",
+        ),
+        (
+            ["draw", "a cat", "-m", "{checkpoint}", "--speculate", "-4"],
+            "speculate (codes guessed at once; 0 for none) must be a whole number of at least 0, not -4",
         ),
         (["draw", "a cat", "-m", "{checkpoint}", "--rows", "2"], "prefix and rows go together"),
         (["info"], "name a checkpoint with -m"),

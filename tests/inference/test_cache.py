@@ -115,6 +115,21 @@ def test_cut_back_padding_is_forgotten(model: Janus, close: Close) -> None:
     close(model.hidden_states(embeds, None, cache), model.hidden_states(embeds))
 
 
+@pytest.mark.parametrize("kept", [0, 2, 4, 5])
+@torch.no_grad()
+def test_cut_back_padding_stays_on_the_left(kept: int, model: Janus, close: Close) -> None:
+    first, second = random_embeds(2, 6, seed=1), random_embeds(2, 3, seed=2)
+    mask = left_padding([2, 6])
+    cache = make(model, 2, 9)
+    model.hidden_states(first, mask, cache)
+    cache.truncate(kept)
+    assert cache.starts is not None  # so that attention needs no mask
+    assert cache.starts.tolist() == [min(4, kept), 0]
+    whole = torch.cat((mask[:, :kept], torch.ones(2, 3, dtype=torch.bool)), dim=1)
+    expected = model.hidden_states(torch.cat((first[:, :kept], second), dim=1), whole)[:, kept:]
+    close(model.hidden_states(second, None, cache), expected)
+
+
 @pytest.mark.parametrize("length", [-1, 4])
 def test_cutting_back_to_what_is_not_there_raises(length: int, model: Janus) -> None:
     cache = make(model, 1, 8)
