@@ -26,7 +26,7 @@ from janus.config import PRESETS, AdapterConfig, JanusConfig, LanguageConfig, Vi
 from janus.inference.draw import DrawStep, Picture, Prefixes, draw_steps
 from janus.inference.prepare import prepare
 from janus.inference.sampling import Sampling
-from janus.inference.speculate import Clues, Guess, SpeculativeStep, like_above, speculative_steps
+from janus.inference.speculate import Clues, Guess, SpeculativeStep, by_newest, speculative_steps
 from janus.models.janus import Janus
 from make_checkpoint import random_model
 from timer import Budget, cpu_region, interleaved
@@ -57,16 +57,11 @@ def the_code_above(clues: Clues) -> Tensor:
     return clues.codes[:, -min(clues.grid, clues.position)]
 
 
-def like_the_last(clues: Clues) -> Tensor:
-    return clues.chosen_by(clues.known[-1])
-
-
 GUESSES: dict[str, Guess] = {
     "at random": at_random,
     "the last code": the_last_code,
     "the code above": the_code_above,
-    "own noise, the newest logits": like_the_last,
-    "own noise, the logits above": like_above,
+    "own noise, the newest logits": by_newest,
 }
 
 
@@ -195,7 +190,7 @@ def passes(options: argparse.Namespace) -> None:
         ]
         print(f"\n{setting + ', codes per pass by window':<46}" + "".join(f"{each:8}" for each in WINDOWS))
         ways = [(name, guess, 1) for name, guess in GUESSES.items()]
-        for name, guess, batch in [*ways, ("the same, 4 pictures at once", like_above, 4)]:
+        for name, guess, batch in [*ways, ("the same, 4 pictures at once", by_newest, 4)]:
             found = [
                 codes_per_pass(
                     partial(speculative_steps, model, window=window, guess=guess, **given), expected, batch
@@ -235,7 +230,7 @@ def time(options: argparse.Namespace) -> None:
 
     def wrong(clues: Clues) -> Tensor:
         """As long as the real guess takes, and no window is used up soon."""
-        return (like_above(clues) + 1) % config.vq.codes
+        return (by_newest(clues) + 1) % config.vq.codes
 
     calls = {"plain loop": a_pass(draw_steps(model, pictures, pad_id=0, prefixes=prefixes))}
     for window in WINDOWS:
