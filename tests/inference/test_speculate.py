@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 from janus.config import JanusConfig
 from janus.inference import speculate
 from janus.inference.draw import DrawStep, Picture, Prefixes, draw_codes, draw_steps, unconditional
+from janus.inference.prepare import prepare
 from janus.inference.sampling import Sampling
 from janus.inference.speculate import Clues, SpeculativeStep, by_newest, speculative_steps, window_of
 from janus.kernels.sample import sample
@@ -287,3 +289,24 @@ def test_arguments_are_checked_at_once(model: Janus) -> None:
         speculative_steps(model, pictures, pad_id=PAD, window=4, guidance=math.nan)
     with pytest.raises(ValueError, match="all 64 codes are given"):
         speculative_steps(model, pictures_of(1, start=64), pad_id=PAD, window=4)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_the_same_picture_in_bfloat16(packed: bool, data: Path) -> None:
+    """Attention rounds alike for a few positions at once, and on most CPUs a row of a matrix product does."""
+    model = Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="bfloat16")
+    model.config = with_grid(model.config, 6)
+    if packed:
+        prepare(model)
+    rows = torch.randn(96, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
+    with torch.no_grad():
+        layers = [model.language.layers[0].attention.o_proj, model.image_head.up]
+        if any(not torch.equal(layer(rows[:2]), layer(rows)[:2]) for layer in layers):
+            pytest.skip("this CPU's matrix products round differently for other numbers of rows")
+    pictures = pictures_of(3)
+    expected = codes_of(list(draw_steps(model, pictures, pad_id=PAD)))
+    for window in (2, 5, 16):
+        steps = list(speculative_steps(model, pictures, pad_id=PAD, window=window))
+        assert torch.equal(codes_of(steps), expected), window
+    alone = list(speculative_steps(model, pictures[1:2], pad_id=PAD, window=5))
+    assert torch.equal(codes_of(alone), expected[1:2])
