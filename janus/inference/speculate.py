@@ -92,6 +92,8 @@ def speculative_steps(
 
     The steps are the same, position by position: in float32 their codes are equal, unless two of them are as
     good as equally likely and the rounding of a matrix product, which depends on its shape, tells them apart.
+    In 16 bits, where rounding is coarse, they are on a CPU on which a product's rows round alike however many
+    they are; on a GPU they need not be, and the picture is then another one, as truly drawn from the model.
     Pictures advance together, by what is sure in all of them; one that is ahead keeps its codes as guesses.
     The arguments are checked at once.
     """
