@@ -243,6 +243,7 @@ def _attention(*arguments: Any, **options: Any) -> Tensor:
 
 # Methods that ask for the device itself before they call an op; this is the op.
 GUARDED: dict[Callable[..., Any], Callable[..., Any]] = {
+    Tensor.copy_: torch.ops.aten.copy_.default,
     Tensor.contiguous: torch.ops.aten.contiguous.default,
     Tensor.nonzero: torch.ops.aten.nonzero.default,
     Tensor.__invert__: torch.ops.aten.bitwise_not.default,
