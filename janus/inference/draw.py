@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import ceil
 
 import torch
 from torch import Tensor
@@ -290,7 +291,7 @@ def draw_codes(
 ) -> Iterator[Tensor]:
     """Codes (P', grid, grid) of the pictures in order, a batch at a time.
 
-    Without a batch size it is `pictures_at_once`. `speculate` is how many codes to guess at once, None or 0
+    Without a batch size, batches are alike and of at most `pictures_at_once`. `speculate` is how many codes to guess at once, None or 0
     for none: see `speculative_steps`. `on_codes` is called after every step with the batch's codes so far,
     (P', steps).
     """
@@ -301,7 +302,11 @@ def draw_codes(
         require_whole("batch_size", batch_size, least=1)
     if not pictures:
         return
-    size = batch_size or pictures_at_once(model, max(len(picture.prompt) for picture in pictures), guidance)
+    size = batch_size
+    if size is None:
+        most = pictures_at_once(model, max(len(picture.prompt) for picture in pictures), guidance)
+        # Every picture takes as many steps: batches of one size keep all of them full, the last one too.
+        size = ceil(len(pictures) / ceil(len(pictures) / most))
     prefixes = Prefixes(model)
     for first in range(0, len(pictures), size):
         batch = pictures[first : first + size]

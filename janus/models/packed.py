@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from janus.models.llama import JoinedLinear
 
 ROWS = 2  # for which oneDNN chooses the order: those of a guided step; it serves hundreds as well
+FEWEST = 4  # rows that are computed at least: without AMX, oneDNN takes longer for one or two
 
 
 def packs(weight: Tensor) -> bool:
@@ -65,7 +66,10 @@ class PackedLinear(nn.Module):
         if self.packed is None or x.dtype != torch.bfloat16 or gradients:
             result = F.linear(x, self.weight, self.bias)
         else:
-            result = torch.ops.mkldnn._linear_pointwise(x, self.packed, self.bias, "none", [], "")
+            rows = x.reshape(-1, self.in_features)
+            padded = F.pad(rows, (0, 0, 0, max(0, FEWEST - len(rows)))) if len(rows) else rows
+            result = torch.ops.mkldnn._linear_pointwise(padded, self.packed, self.bias, "none", [], "")
+            result = result[: len(rows)].view(*x.shape[:-1], self.out_features)
         return result if self.sizes is None else result.split(self.sizes, dim=-1)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
