@@ -7,7 +7,7 @@ A name is <what>_<size>_<dtype>. `cpu` marks what a CPU does in reasonable time,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -39,6 +39,7 @@ class Case:
     cpu: bool = False
     quick: bool = False
     headline: str = ""
+    once: bool = False  # minutes long: timed in its only call
 
 
 # --- attention over whole sequences ---
@@ -291,4 +292,88 @@ SAMPLE = tuple(
     )
     for top_k, dtype in ((0, "bf16"), (0, "fp32"), (1000, "bf16"))
     for pictures in PICTURES
+)
+
+
+# --- whole models: what one waits for ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelCase(Case):
+    """A model of this architecture with random weights. `task` is what the name begins with.
+
+    `keys` are all that the last position sees, itself included; guidance makes two rows of each picture.
+    """
+
+    task: str
+    model: JanusConfig
+    pictures: int = 1
+    keys: int = QUESTION
+
+
+def _model_case(task: str, size: str, dtype: str, *, middle: str = "", **flags: Any) -> ModelCase:
+    model = flags.pop("model", MODELS.get(size))
+    name = "_".join(part for part in (task, middle, size, dtype) if part)
+    return ModelCase(name=name, dtype=DTYPES[dtype], task=task, model=model, **flags)
+
+
+def _draw() -> Iterator[ModelCase]:
+    for size in MODELS:
+        small = size == "1b"
+        for dtype in ("bf16", "fp32") if small else ("bf16",):
+            for pictures in (1, 4, 16, 64) if dtype == "bf16" else (1,):
+                yield _model_case(
+                    "picture_step",
+                    size,
+                    dtype,
+                    middle="" if pictures == 1 else str(pictures),
+                    pictures=pictures,
+                    cpu=small and pictures <= 4,
+                    quick=small and pictures == 1 and dtype == "bf16",
+                    headline=f"a step of drawing, {counted(pictures)}, {QUESTION} keys, {size.upper()}"
+                    if dtype == "bf16"
+                    else "",
+                )
+            if small:  # the larger model has the same tokenizer of pictures
+                yield _model_case(
+                    "vq_decode",
+                    str(SMALL.picture_size),
+                    dtype,
+                    model=SMALL,
+                    cpu=True,
+                    quick=dtype == "bf16",
+                    headline="codes to pixels, 1 picture" if dtype == "bf16" else "",
+                )
+            if small and dtype == "bf16":
+                yield _model_case(
+                    "picture", size, dtype, keys=PROMPT, once=True, headline="a whole picture, 1B"
+                )
+
+
+def _answer() -> Iterator[ModelCase]:
+    for size in MODELS:
+        small = size == "1b"
+        for dtype in ("bf16", "fp32") if small else ("bf16",):
+            flags = {"cpu": small, "quick": small and dtype == "bf16"}
+            told = dtype == "bf16"
+            headline = f"a step of answering, {QUESTION} keys, {size.upper()}" if told else ""
+            yield _model_case("text_step", size, dtype, headline=headline, **flags)
+            headline = f"reading a picture and {PROMPT} words, {size.upper()}" if told else ""
+            yield _model_case("prefill", size, dtype, middle=str(QUESTION), headline=headline, **flags)
+            if small:  # the larger model has the same vision tower
+                headline = "seeing 1 picture" if told else ""
+                yield _model_case("vision_encode", size, dtype, headline=headline, **flags)
+
+
+def _shallow(model: JanusConfig, layers: int) -> JanusConfig:
+    return replace(model, language=replace(model.language, layers=layers))
+
+
+DRAW = tuple(_draw())
+ANSWER = tuple(_answer())
+LOAD = (_model_case("load", "1b", "bf16", cpu=True, headline="loading, 1B"),)
+TRAIN_STEP = (
+    # Weights, gradients and AdamW's two averages of the whole model are too much for a small machine.
+    _model_case("train_step", "1b_2layers", "bf16", model=_shallow(SMALL, 2), cpu=True),
+    _model_case("train_step", "1b", "bf16", headline=f"a step of training, {QUESTION} positions, 1B"),
 )

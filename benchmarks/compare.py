@@ -18,8 +18,12 @@ def tensors(result: Any) -> list[Tensor]:
     return [result] if isinstance(result, Tensor) else list(result)
 
 
-def problem(result: Any, expected: Any, dtype: torch.dtype) -> str | None:
-    """How a result differs from the expected one beyond `dtype`'s rounding, or None. Integers are exact."""
+def problem(result: Any, expected: Any, dtype: torch.dtype, tolerance: float | None = None) -> str | None:
+    """How a result differs from the expected one beyond `dtype`'s rounding, or None. Integers are exact.
+
+    `tolerance` takes the place of what the dtype is allowed.
+    """
+    allowed = TOLERANCE[dtype] if tolerance is None else tolerance
     results, expectations = tensors(result), tensors(expected)
     if len(results) != len(expectations):
         return f"{len(results)} tensors instead of {len(expectations)}"
@@ -34,8 +38,8 @@ def problem(result: Any, expected: Any, dtype: torch.dtype) -> str | None:
             continue
         magnitude = theirs.float().abs().max()
         error = ((ours.float() - theirs.float()).abs().max() / magnitude.clamp_min(1e-30)).item()
-        if not error <= TOLERANCE[dtype]:  # NaN is wrong as well
-            return f"off by {error:.1e} of the largest magnitude{where}, {TOLERANCE[dtype]:.0e} allowed"
+        if not error <= allowed:  # NaN is wrong as well
+            return f"off by {error:.1e} of the largest magnitude{where}, {allowed:.0e} allowed"
     return None
 
 

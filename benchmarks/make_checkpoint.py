@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from janus.config import PRESETS
+from janus.config import PRESETS, JanusConfig
 from janus.models.janus import Janus
 from janus.weights.load import empty_model
 from janus.weights.processor_config import read_side_files
@@ -21,13 +21,12 @@ STAND_IN = Path(__file__).resolve().parents[1] / "tests" / "data" / "januspro" /
 
 
 @torch.no_grad()
-def random_model(preset: str, seed: int) -> Janus:
-    """A model of a preset's size in bfloat16 whose activations stay in a sane range:
-
-    N(0, 1/fan_in), norms near 1.
-    """
-    model = empty_model(PRESETS[preset]).to(torch.bfloat16).to_empty(device="cpu").eval()
-    generator = torch.Generator().manual_seed(seed)
+def random_weights(
+    config: JanusConfig, seed: int, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+) -> Janus:
+    """A model whose activations stay in a sane range: N(0, 1/fan_in), norms near 1."""
+    model = empty_model(config).to(dtype).to_empty(device=device).eval()
+    generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
             centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
@@ -36,6 +35,12 @@ def random_model(preset: str, seed: int) -> Janus:
             table = "embed" in name or name == "vq.codebook"
             fan_in = 1 if table else parameter[0].numel()
             parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+    return model
+
+
+def random_model(preset: str, seed: int) -> Janus:
+    """Such a model of a preset's size in bfloat16, with the files that a checkpoint has besides."""
+    model = random_weights(PRESETS[preset], seed)
     side_files = read_side_files(STAND_IN)
     for name, changes in (
         ("preprocessor_config.json", {"image_size": model.config.vision.image_size}),

@@ -9,7 +9,11 @@ A benchmark is a module `bench_<name>.py` that says what to measure and never ho
                             -> a call without arguments, which computes and returns tensors: only that is
                             timed. The first is what the others are compared with. variants.py has the usual.
     problem(case, inputs, name, result, expected)   if need be, in place of compare.problem
-    ONLY_IF_ASKED           if need be, families of peers that run only when --peers names them
+    cost_of(case, name)     if need be, in place of cost: for one implementation
+    peak(case, inputs, name, device)    if need be, in place of peak_bytes
+    BUDGET                  if need be, in place of the run's, unless that is --quick
+    ONLY_IF_ASKED           if need be, implementations or families of them that run only when --peers names
+                            them; ONLY_IF_ASKED_ON_CPU likewise
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -31,7 +36,7 @@ import compare
 from cases import Case, dtype_name
 from machine import Ceilings, Machine
 from rows import Row
-from timer import Budget, Call, Region, Timing, cpu_region, cuda_region, interleaved
+from timer import Budget, Call, Region, Timing, cpu_region, cuda_region, interleaved, single
 
 MOST_COPIES = 32
 ROOM = 1 << 30  # bytes for all copies of a case's inputs
@@ -99,6 +104,31 @@ def peak_bytes(call: Call, device: torch.device) -> int:
     return most
 
 
+def resident(field: str = "VmRSS") -> int:
+    """Bytes of this process in memory now, or by another field of /proc; 0 where there is none."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:")), 0)
+
+
+@contextlib.contextmanager
+def peak_around(device: torch.device) -> Iterator[Callable[[], int]]:
+    """-> a function for afterwards: by how much memory grew at most, of the device or of the process.
+
+    Costs the calls in between nothing, unlike `peak_bytes`. The process's is known on Linux only.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        yield lambda: torch.cuda.max_memory_allocated(device) - before
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
+    before = resident()
+    yield lambda: max(0, resident("VmHWM") - before)
+
+
 def copies(cost: Cost, inputs: Sequence[Any], cache: int) -> int:
     """How many sets of inputs take turns.
 
@@ -124,6 +154,8 @@ def input_sets(benchmark: ModuleType, case: Case, device: torch.device, cache: i
     while len(sets) < (copies(benchmark.cost(case), sets[0], cache) if sets else 1):
         torch.manual_seed(len(sets))
         sets.append(benchmark.inputs(case, device))
+        if any(isinstance(value, torch.nn.Module) for value in sets[0]):
+            break  # models outgrow every cache
     return sets
 
 
@@ -153,11 +185,44 @@ def ready(
                 note(name, f"is wrong, so it was not timed: {wrong}")
                 continue
             del result
-            peaks[name] = peak_bytes(first, device)
+            peaks[name] = (
+                benchmark.peak(case, sets[0], name, device)
+                if hasattr(benchmark, "peak")
+                else peak_bytes(first, device)
+            )
             calls[name] = [first, *(prepare(*inputs) for inputs in sets[1:])]
         except Exception as error:  # unsupported here, or out of memory: the others go on
             note(name, f"did not run: {_first_line(error)}")
     return calls, peaks
+
+
+def ready_once(
+    benchmark: ModuleType,
+    case: Case,
+    implementations: Mapping[str, Callable[..., Call]],
+    inputs: Sequence[Any],
+    device: torch.device,
+    note: Callable[[str, str], None],
+) -> tuple[dict[str, Timing], dict[str, int]]:
+    """Timings and peak memory of calls that are made only once, one after the other; else as `ready`."""
+    check = getattr(benchmark, "problem", differs)
+    timings: dict[str, Timing] = {}
+    peaks: dict[str, int] = {}
+    expected = None
+    for name, prepare in implementations.items():
+        try:
+            call = prepare(*inputs)
+            with peak_around(device) as peak:
+                timing, result = single(call, device)
+            expected = result if expected is None else expected
+            if wrong := check(case, inputs, name, result, expected):
+                note(name, f"is wrong, so its time does not count: {wrong}")
+                continue
+            timings[name], peaks[name] = timing, peak()
+            del call, result
+        except Exception as error:
+            note(name, f"did not run: {_first_line(error)}")
+    return timings, peaks
 
 
 def timed(
@@ -196,12 +261,23 @@ def measure(
             note("inputs", f"could not be made: {_first_line(error)}")
             return [], notes
         everything = benchmark.setup(case, device)
-        calls, peaks = ready(benchmark, case, {name: everything[name] for name in names}, sets, device, note)
-        timings = timed(calls, session, note)
-    del sets, everything, calls
+        wanted = {name: everything[name] for name in names}
+        if case.once:
+            timings, peaks = ready_once(benchmark, case, wanted, sets[0], device, note)
+        else:
+            calls, peaks = ready(benchmark, case, wanted, sets, device, note)
+            if hasattr(benchmark, "BUDGET") and not session.quick:
+                session = replace(session, budget=benchmark.BUDGET)
+            timings = timed(calls, session, note)
+            del calls
+    del sets, everything, wanted
     release(device)
+
+    def cost(name: str) -> Cost:
+        return benchmark.cost_of(case, name) if hasattr(benchmark, "cost_of") else benchmark.cost(case)
+
     return [
-        row(title(benchmark), case, name, timing, benchmark.cost(case), peaks[name], session)
+        row(title(benchmark), case, name, timing, cost(name), peaks[name], session)
         for name, timing in timings.items()
     ], notes
 

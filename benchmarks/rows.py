@@ -19,7 +19,8 @@ class Row:
     `floor` is the larger of `bytes`, each input read and each output written once, over `bandwidth` (bytes a
     second), and `flop` over `rate` (FLOP a second of a matrix product in `arithmetic`); `floor_fraction` is
     floor / median. `cpu` is the processors' time per call, empty on a GPU. `peak_bytes` is what torch
-    allocated at once beyond the inputs, results included. `clock` says how time was taken: "wall", "events",
+    allocated at once beyond the inputs, results included; of loading, and of what is timed once on a CPU, the
+    growth of the process's resident memory. `clock` says how time was taken: "wall", "events",
     or "graph" (events around a replayed CUDA graph); `calls` are those of one sample, `repeats` the samples.
     """
 

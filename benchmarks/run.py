@@ -65,11 +65,16 @@ def implementations(
     benchmark: ModuleType, case: Case, device: torch.device, peers: Sequence[str] | None
 ) -> tuple[str, ...]:
     """Ours, and those peers that are wanted: if none is named, all but the benchmark's ONLY_IF_ASKED."""
-    names = benchmark.setup(case, device)
-    if peers is None:
-        unwanted = getattr(benchmark, "ONLY_IF_ASKED", ())
-        return tuple(name for name in names if family(name) not in unwanted)
-    return tuple(name for name in names if family(name) == rows.OWN or name in peers or family(name) in peers)
+    unwanted = getattr(benchmark, "ONLY_IF_ASKED", ())
+    if device.type == "cpu":
+        unwanted += getattr(benchmark, "ONLY_IF_ASKED_ON_CPU", ())
+
+    def wanted(name: str) -> bool:
+        if peers is not None and (name in peers or family(name) in peers):
+            return True
+        return (peers is None or family(name) == rows.OWN) and not {name, family(name)} & set(unwanted)
+
+    return tuple(name for name in benchmark.setup(case, device) if wanted(name))
 
 
 def select(

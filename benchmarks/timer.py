@@ -200,6 +200,20 @@ def interleaved(
     }, failures
 
 
+def single(call: Call, device: torch.device) -> tuple[Timing, Any]:
+    """A call that takes minutes, timed the only time it is made; -> its timing and its result."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    cpu, start = time.process_time(), time.perf_counter()
+    result = call()
+    if on_gpu:
+        torch.cuda.synchronize(device)
+    elapsed, spent = 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu)
+    sample = Sample(elapsed, math.nan if on_gpu else spent)
+    return timing([sample], Region(lambda: sample, 1, "wall")), result
+
+
 def timing(samples: Sequence[Sample], region: Region) -> Timing:
     """What the samples of a region say."""
     elapsed = torch.tensor([sample.elapsed for sample in samples], dtype=torch.float64)

@@ -19,6 +19,7 @@ FAMILIES = (
     "cuvs",
     "multinomial",
     "transformers",
+    "original",
 )
 
 

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
 import compare
-from measure import MOST_COPIES, Cost, Session, copies, measure, peak_bytes
+from measure import MOST_COPIES, Cost, Session, copies, input_sets, measure, peak_around, peak_bytes
+from timer import Budget
 
 CPU = torch.device("cpu")
 
@@ -48,6 +51,51 @@ def test_the_larger_term_is_the_floor(fake: Any, session: Session) -> None:
     fake.module.cost = lambda case: Cost(bytes=8192 * 50, flop=1024, arithmetic=torch.float32)
     rows, _ = measure(fake.module, fake.module.CASES[0], ["janus"], session)
     assert rows[0].floor == 50.0
+
+
+def test_an_implementation_may_have_a_floor_and_a_peak_of_its_own(fake: Any, session: Session) -> None:
+    fake.module.cost_of = lambda case, name: Cost(8192 * (100 if name == "janus" else 50), 1, torch.float32)
+    fake.module.peak = lambda case, inputs, name, device: len(name) * len(inputs)
+    rows, _ = measure(fake.module, fake.module.CASES[0], ["eager", "janus"], session)
+    assert [(row.floor, row.peak_bytes) for row in rows] == [(50.0, 5), (100.0, 5)]
+    fake.module.peak = lambda case, inputs, name, device: len(name) + 1
+    rows, _ = measure(fake.module, fake.module.CASES[0], ["transformers"], session)
+    assert rows[0].peak_bytes == 13
+
+
+@pytest.mark.usefixtures("hasty")
+def test_a_budget_of_its_own_but_for_a_quick_run(fake: Any, session: Session) -> None:
+    fake.module.BUDGET = Budget(0, 5, 5)
+    for quick, repeats in ((True, 3), (False, 5)):
+        rows, _ = measure(fake.module, fake.module.CASES[0], ["janus"], replace(session, quick=quick))
+        assert rows[0].repeats == repeats
+
+
+def test_what_takes_minutes_is_called_once(fake: Any, session: Session) -> None:
+    case = replace(fake.module.CASES[0], once=True)
+    rows, notes = measure(fake.module, case, ["eager", "einsum-wrong", "sdpa-failing", "janus"], session)
+    assert [row.implementation for row in rows] == ["eager", "janus"]
+    assert fake.counts == {"eager": 1, "einsum-wrong": 1, "sdpa-failing": 1, "janus": 1}
+    assert [note.split(" ", 2)[1] for note in notes] == ["einsum-wrong", "sdpa-failing"]
+    for row in rows:
+        assert (row.repeats, row.calls, row.clock) == (1, 1, "wall")
+        assert row.quantile_20 == row.median == row.quantile_80 > 0
+
+
+def test_one_model_is_enough(fake: Any) -> None:
+    assert len(input_sets(fake.module, fake.module.CASES[0], CPU, 1 << 20)) > 1
+    fake.module.inputs = lambda case, device: (torch.nn.Linear(2, 2), torch.ones(2))
+    assert len(input_sets(fake.module, fake.module.CASES[0], CPU, 1 << 20)) == 1
+
+
+def test_peak_around_what_runs_undisturbed() -> None:
+    with peak_around(CPU) as peak:
+        large = torch.ones(1 << 24)  # 64 MiB
+        del large
+        kept = torch.ones(1 << 12)
+    assert kept.sum() == 1 << 12
+    if sys.platform == "linux":
+        assert 60 << 20 < peak() < 90 << 20
 
 
 def test_inputs_that_cannot_be_made_are_noted(fake: Any, session: Session) -> None:

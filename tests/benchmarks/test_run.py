@@ -74,7 +74,8 @@ def test_names_of_cases_are_unique_and_end_in_their_dtype() -> None:
 def test_every_benchmark_has_cases_for_a_cpu_and_small_ones() -> None:
     for module in run.benchmarks():
         assert any(case.cpu for case in module.CASES)
-        assert any(case.cpu and case.quick for case in module.CASES)
+        if module.__name__ not in ("bench_load", "bench_train_step"):  # nothing small about them
+            assert any(case.cpu and case.quick for case in module.CASES)
         for case in module.CASES:
             cost = module.cost(case)
             assert cost.bytes > 0
@@ -105,6 +106,42 @@ def test_what_is_too_large_must_be_named_in_full(fake: Any) -> None:
 def test_peers(fake: Any, peers: list[str] | None, expected: list[str]) -> None:
     (one,) = run.select([fake.module], CPU, only=["double_1024"], peers=peers)
     assert list(one.names) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "peers", "expected"),
+    [
+        (CPU, None, ["eager", "janus"]),
+        (GPU, None, ["eager", "janus", "janus-compiled"]),
+        (CPU, ["eager"], ["eager", "janus"]),
+        (CPU, ["janus-compiled"], ["janus", "janus-compiled"]),
+        (GPU, [], ["janus", "janus-compiled"]),
+    ],
+)
+def test_one_of_ours_may_wait_to_be_asked_for_on_a_cpu(
+    fake: Any, device: torch.device, peers: list[str] | None, expected: list[str]
+) -> None:
+    fake.module.ONLY_IF_ASKED_ON_CPU = ("janus-compiled",)
+    fake.module.setup = lambda case, device: dict.fromkeys(["eager", "janus", "janus-compiled"])
+    (one,) = run.select([fake.module], device, only=["double_1024"], peers=peers)
+    assert list(one.names) == expected
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "picture_step_1b_bf16",
+        "text_step_1b_bf16",
+        "vq_decode_384_bf16",
+        "vision_encode_1b_bf16",
+        "prefill_606_1b_bf16",
+    ],
+)
+def test_what_one_waits_for_is_measured_beside_transformers(case: str) -> None:
+    (one,) = run.select(run.benchmarks(), CPU, only=[case], peers=["transformers"], quick=True)
+    assert one.case.name == case
+    assert {"janus", "transformers"} <= set(one.names)
+    assert "janus-compiled" not in one.names
 
 
 @pytest.mark.usefixtures("only_fake")

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 
+import models
 import run
-from cases import AttentionCase, Case, CodebookCase, DecodeCase, LanguageCase, SampleCase
+from cases import AttentionCase, Case, CodebookCase, DecodeCase, LanguageCase, ModelCase, SampleCase
+from janus.config import JanusConfig
 from measure import differs, ready, title
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -39,11 +41,34 @@ def small_layer(case: LanguageCase) -> LanguageCase:
     )
 
 
+def small_janus(model: JanusConfig) -> JanusConfig:
+    """Of 16 codes and features, and such as transformers' class can be, too."""
+    language = replace(
+        model.language, width=64, mlp_width=96, layers=2, heads=4, kv_heads=4, head_width=16, vocabulary=320
+    )
+    return replace(
+        model,
+        vision=replace(model.vision, image_size=64, width=48, layers=2, heads=3),
+        vision_adapter=replace(model.vision_adapter, input_width=48, output_width=64),
+        vq=replace(model.vq, codes=256, channels=32, residual_blocks=1, latent_channels=32),
+        code_adapter=replace(model.code_adapter, output_width=64),
+        image_head_width=64,
+        language=language,
+    )
+
+
+def small_model(case: ModelCase) -> ModelCase:
+    return replace(
+        case, model=small_janus(case.model), keys=min(case.keys, 24), pictures=min(case.pictures, 2)
+    )
+
+
 SMALL: dict[type[Case], Callable[[Any], Case]] = {
     AttentionCase: small_attention,
     CodebookCase: lambda case: replace(case, pictures=min(case.pictures, 2), side=3, codes=200),
     DecodeCase: small_decode,
     LanguageCase: small_layer,
+    ModelCase: small_model,
     SampleCase: lambda case: replace(case, pictures=min(case.pictures, 3), codes=256, top_k=case.top_k // 20),
 }
 
@@ -55,6 +80,8 @@ def smallest(module: ModuleType) -> Case:
 MODULES = [
     pytest.param(module, id=title(module)) for module in run.benchmarks() if type(module.CASES[0]) in SMALL
 ]
+# Whole models take gigabytes at full size.
+KERNELS = [parameter for parameter in MODULES if not isinstance(parameter.values[0].CASES[0], ModelCase)]
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +91,15 @@ def uncompiled() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def forgotten() -> Iterator[None]:
+    yield
+    models.forget()
+
+
 def disagreements(module: ModuleType, case: Case) -> list[str]:
+    if isinstance(case, ModelCase):
+        pytest.importorskip("transformers")
     torch.manual_seed(0)
     notes: list[str] = []
     implementations = module.setup(case, DEVICE)
@@ -91,7 +126,7 @@ def test_implementations_agree(module: ModuleType) -> None:
     assert not notes
 
 
-@pytest.mark.parametrize("module", MODULES)
+@pytest.mark.parametrize("module", KERNELS)
 def test_implementations_agree_at_full_size(module: ModuleType) -> None:
     assert not disagreements(module, smallest(module))
 

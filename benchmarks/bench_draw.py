@@ -1,0 +1,195 @@
+"""Drawing: one code of each picture, the way from codes to pixels, and a whole picture.
+
+A step is all that one code costs: embedding the code before it, the language model over both rows of each
+picture, the head, guidance, noise and choice. Ours is taken from `janus.inference.draw`, as users run it.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+import compare
+import models
+from cases import DRAW, ModelCase
+from janus.config import JanusConfig
+from janus.inference.cache import Prefix, StaticCache
+from janus.inference.draw import (
+    DrawStep,
+    Picture,
+    Prefixes,
+    decode_codes,
+    draw_codes,
+    draw_steps,
+    unconditional,
+)
+from janus.inference.sampling import seeded_noise
+from janus.kernels.sample import guide
+from janus.models.janus import Janus
+from janus.weights.load import empty_model
+from measure import Cost
+from timer import Call
+from variants import Prepare
+
+CASES = DRAW
+BUDGET = models.BUDGET
+ONLY_IF_ASKED_ON_CPU = ("janus-compiled",)
+GUIDANCE, PAD = 5.0, 1
+POSITION = 2  # of the first step that is timed: `Drawing` draws two to begin with
+NOISE = 1e-4  # relative: what float32 rounding does to a softmax divided by noise
+
+
+def cost(case: ModelCase) -> Cost:
+    return cost_of(case, "janus")
+
+
+def cost_of(case: ModelCase, name: str) -> Cost:
+    """Fewer bits to a weight are fewer bytes; the adapter of codes could be a table, and counts nothing."""
+    model = case.model
+    head = model.image_head_width * (model.language.width + model.vq.codes)
+    if case.task == "picture_step":
+        return models.language_cost(case, 2 * case.pictures, 1, head, name)
+    if case.task == "vq_decode":
+        return decode_cost(case)
+    steps, decode = model.picture_tokens, decode_cost(case)
+    middle = replace(case, keys=case.keys + steps // 2)
+    halfway = models.language_cost(middle, 2 * case.pictures, 1, head, name)
+    return Cost(steps * halfway.bytes + decode.bytes, steps * halfway.flop + decode.flop, case.dtype)
+
+
+def decode_cost(case: ModelCase) -> Cost:
+    """Weights once, codes and pixels; what the convolutions and products compute."""
+    weights, flop = _decoder(case.model)
+    pixels = 3 * case.model.picture_size**2 * case.pictures
+    return Cost((weights + pixels) * case.dtype.itemsize, flop * case.pictures, case.dtype)
+
+
+@functools.cache
+def _decoder(config: JanusConfig) -> tuple[int, int]:
+    """Weights between the codebook and the pixels, and FLOP of a picture, counted without computing."""
+    vq = empty_model(config).vq
+    latents = torch.empty(1, config.vq.code_width, config.grid, config.grid, device="meta")
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        vq.decode_latents(latents)
+    parts = vq.decoder, vq.post_quant_conv
+    return sum(weight.numel() for part in parts for weight in part.parameters()), counter.get_total_flops()
+
+
+def inputs(case: ModelCase, device: torch.device) -> tuple[Any, ...]:
+    """The model, and: keys and values of both kinds of row and codes to feed; codes; or prompts."""
+    model = models.shared(case, device)
+    config = case.model
+    if case.task == "picture_step":
+        keys, values = models.past(case, device, rows=2)
+        return model, keys, values, torch.randint(config.vq.codes, (case.pictures,), device=device)
+    if case.task == "vq_decode":
+        shape = case.pictures, config.grid, config.grid
+        return model, torch.randint(config.vq.codes, shape, device=device)
+    return model, torch.randint(
+        PAD + 3, config.language.vocabulary, (case.pictures, case.keys), device=device
+    )
+
+
+class Drawing:
+    """Steps of `draw_steps` that all find as many keys: before each the cache is cut back.
+
+    The first call feeds `codes`, later ones what was drawn before.
+    """
+
+    def __init__(self, model: Janus, keys: Tensor, values: Tensor, codes: Tensor) -> None:
+        self.model, self.codes = model, codes
+        self.past = keys.shape[3]
+        prompt = (0,) * self.past
+        hidden = torch.zeros(model.config.language.width, device=keys.device, dtype=keys.dtype)
+        self.prefixes = Prefixes(model)
+        for row, ids in enumerate((prompt, unconditional(prompt, PAD))):
+            self.prefixes.known[ids] = Prefix(keys[:, row], values[:, row], hidden)
+        self.pictures = [Picture(prompt=prompt, number=number) for number in range(len(codes))]
+        self.begin()
+
+    def begin(self) -> None:
+        self.steps = draw_steps(
+            self.model, self.pictures, pad_id=PAD, guidance=GUIDANCE, prefixes=self.prefixes
+        )
+        next(self.steps).codes.copy_(self.codes)  # of zeros; what the loop feeds next is this very tensor
+        seen: list[StaticCache] = []
+        handle = self.model.language.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
+        next(self.steps).codes.copy_(self.codes)
+        handle.remove()
+        (self.cache,) = seen
+
+    def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
+        self.cache.truncate(self.past)
+        step = next(self.steps, None)
+        if step is None:  # every picture ends
+            self.begin()
+            return self()
+        return logits_and_codes(step)
+
+
+def logits_and_codes(step: DrawStep) -> tuple[Tensor, Tensor, Tensor]:
+    assert step.unconditional is not None
+    return step.conditional, step.unconditional, step.codes
+
+
+def decoding(model: Janus, codes: Tensor) -> Call:
+    return lambda: model.vq.decode(codes)
+
+
+def whole(model: Janus, prompts: Tensor) -> Call:
+    """Whole pictures from prompts (P, L), as `pipe.draw` makes them of ids."""
+    pictures = [Picture(prompt=tuple(ids), number=number) for number, ids in enumerate(prompts.tolist())]
+
+    def call() -> tuple[Tensor, Tensor]:
+        (codes,) = draw_codes(model, pictures, pad_id=PAD, guidance=GUIDANCE, batch_size=len(pictures))
+        return codes.flatten(1), decode_codes(model, codes)
+
+    return call
+
+
+def setup(case: ModelCase, device: torch.device) -> dict[str, Prepare]:
+    if case.task == "picture_step":
+        return models.setup(case, Drawing, ("transformers", "original"), guidance=GUIDANCE)
+    if case.task == "vq_decode":
+        return models.setup(case, decoding, ("transformers",))
+    return models.setup(case, whole, ("transformers", "original"), guidance=GUIDANCE, pad_id=PAD)
+
+
+def problem(case: ModelCase, given: tuple[Any, ...], name: str, result: Any, expected: Any) -> str | None:
+    """Equal pixels; equal logits, and codes that follow from them.
+
+    Whole pictures draw other codes wherever rounding or noise differs, and all that follow: of them only the
+    way from codes to pixels is compared. Their steps are compared in the cases of one step.
+    """
+    if case.task == "vq_decode":
+        return compare.problem(result, expected, case.dtype)
+    *floats, codes = result if case.task == "picture_step" else reversed(result)
+    if codes.dtype != torch.int64 or codes.shape != expected[2 if len(floats) == 2 else 0].shape:
+        return f"{codes.dtype} {tuple(codes.shape)} instead of codes"
+    if int(codes.min()) < 0 or int(codes.max()) >= case.model.vq.codes:
+        return f"codes from {codes.min()} to {codes.max()} of {case.model.vq.codes}"
+    if case.task == "picture":
+        grid = case.model.grid
+        pixels = decode_codes(given[0], codes.unflatten(1, (grid, grid)))
+        return compare.problem(floats[0].float().cpu(), pixels, case.dtype)
+    return compare.problem(floats, expected[:2], case.dtype, models.tolerance(case, name)) or wrong_codes(
+        case, name, *floats, codes
+    )
+
+
+def wrong_codes(
+    case: ModelCase, name: str, conditional: Tensor, baseline: Tensor, codes: Tensor
+) -> str | None:
+    """Ours are the best of their own logits and the seed's noise; others' only must not be impossible."""
+    logits = guide(conditional.double(), baseline.double(), GUIDANCE)
+    if not name.startswith("janus"):
+        chosen = logits.log_softmax(dim=-1).gather(1, codes[:, None])
+        return None if bool((chosen > -30).all()) else "a code that is all but impossible was drawn"
+    noise = seeded_noise([0] * len(codes), range(len(codes)), case.model.vq.codes, codes.device)(POSITION)
+    score = logits - noise.double().log()
+    return compare.near_tie(codes, score.argmax(dim=-1), score, NOISE)
