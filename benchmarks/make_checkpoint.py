@@ -39,8 +39,12 @@ def random_weights(
 
 
 def random_model(preset: str, seed: int) -> Janus:
-    """Such a model of a preset's size in bfloat16, with the files that a checkpoint has besides."""
-    model = random_weights(PRESETS[preset], seed)
+    """Such a model of a preset's size in bfloat16, ready to be saved."""
+    return with_files(random_weights(PRESETS[preset], seed))
+
+
+def with_files(model: Janus) -> Janus:
+    """The model, with the small files that a checkpoint has besides weights."""
     side_files = read_side_files(STAND_IN)
     for name, changes in (
         ("preprocessor_config.json", {"image_size": model.config.vision.image_size}),

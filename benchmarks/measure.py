@@ -34,7 +34,7 @@ from torch.profiler import ProfilerActivity, profile
 
 import compare
 from cases import Case, dtype_name
-from machine import Ceilings, Machine
+from machine import Ceilings, Machine, resident
 from rows import Row
 from timer import Budget, Call, Region, Timing, cpu_region, cuda_region, interleaved, single
 
@@ -104,13 +104,6 @@ def peak_bytes(call: Call, device: torch.device) -> int:
     return most
 
 
-def resident(field: str = "VmRSS") -> int:
-    """Bytes of this process in memory now, or by another field of /proc; 0 where there is none."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:")), 0)
-
-
 @contextlib.contextmanager
 def peak_around(device: torch.device) -> Iterator[Callable[[], int]]:
     """-> a function for afterwards: by how much memory grew at most, of the device or of the process.
@@ -125,7 +118,7 @@ def peak_around(device: torch.device) -> Iterator[Callable[[], int]]:
         return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    before = resident()
+    before = resident("VmRSS")
     yield lambda: max(0, resident("VmHWM") - before)
 
 

@@ -5,11 +5,14 @@ Only one size, dtype and device is kept at a time, with what was made of it; the
 
 from __future__ import annotations
 
+import atexit
 import copy
 import gc
 import importlib
+import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +23,7 @@ from janus.config import LanguageConfig
 from janus.inference.cache import bytes_per_position
 from janus.inference.prepare import prepare
 from janus.models.janus import Janus
-from make_checkpoint import random_weights
+from make_checkpoint import random_weights, with_files
 from measure import Cost
 from timer import Budget, Call
 from variants import Prepare
@@ -32,6 +35,8 @@ GENERATING = ("picture_step", "picture", "text_step", "prefill")
 # What a weight of a linear layer takes where it is kept in fewer bits: a scale for each output channel is
 # nothing beside it; 4 bits come with two bfloat16 numbers for each group of 64.
 QUANTIZED = {"janus-int8": 1.0, "janus-int4": 0.5 + 2 * 2 / 64}
+
+cache: Path | None = None  # for checkpoints; `run.py --cache` sets it
 
 _kept: dict[Any, Any] = {}
 
@@ -65,10 +70,12 @@ def twin(model: Janus) -> Janus:
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def ready(name: str) -> Callable[[Janus], Janus]:
+def ready(name: str, task: str) -> Callable[[Janus], Janus]:
     """How one of our implementations is made of the shared model: see `setup`."""
 
     def make(model: Janus) -> Janus:
+        if task == "train_step":
+            return model  # what is prepared for inference cannot be trained
         if name == "janus-compiled":
             model.language.compile()
             model.image_head.compile()
@@ -79,7 +86,8 @@ def ready(name: str) -> Callable[[Janus], Janus]:
             quantize(model, name.removeprefix("janus-"))
         return prepare(model)
 
-    return lambda model: once(name, model, lambda base: make(twin(base)))
+    key = f"{name} {task}" if task == "train_step" else name
+    return lambda model: once(key, model, lambda base: make(twin(base)))
 
 
 def setup(case: ModelCase, ours: Prepare, peers: Sequence[str], **options: Any) -> dict[str, Prepare]:
@@ -92,7 +100,7 @@ def setup(case: ModelCase, ours: Prepare, peers: Sequence[str], **options: Any) 
     """
 
     def own(name: str) -> Prepare:
-        make = ready(name)
+        make = ready(name, case.task)
         return lambda model, *rest: ours(make(model), *rest)
 
     def peer(name: str) -> Prepare:
@@ -111,6 +119,24 @@ def setup(case: ModelCase, ours: Prepare, peers: Sequence[str], **options: Any) 
 
 def quantizes(case: ModelCase) -> bool:
     return find_spec("janus.models.quantized") is not None and case.dtype is torch.bfloat16
+
+
+def checkpoint(case: ModelCase) -> Path:
+    """A folder with the case's model in the layout of transformers; written if it is not there.
+
+    In `cache` if that is set; else in a folder that goes when the process does.
+    """
+    global cache
+    if cache is None:
+        temporary = tempfile.TemporaryDirectory(prefix="janus-benchmarks-")
+        atexit.register(temporary.cleanup)
+        cache = Path(temporary.name)
+    folder = cache / case.name
+    if not (folder / "config.json").exists():
+        forget()  # its memory serves to write
+        model = with_files(random_weights(case.model, 0, case.dtype))
+        model.save_pretrained(folder, layout="transformers")
+    return folder
 
 
 def past(case: ModelCase, device: torch.device, rows: int) -> tuple[Tensor, Tensor]:

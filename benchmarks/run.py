@@ -28,6 +28,7 @@ if __name__ == "__main__":
 
 import torch
 
+import models
 import plot
 import rows
 from cases import Case, dtype_name
@@ -131,6 +132,9 @@ def parser() -> argparse.ArgumentParser:
     usage.add_argument("--device", choices=("cpu", "cuda"), help="the GPU if there is one")
     usage.add_argument("--commit", metavar="NAME", help="what the rows call the code where there is no git")
     usage.add_argument(
+        "--cache", metavar="FOLDER", type=Path, help="where checkpoints to load are kept for the next run"
+    )
+    usage.add_argument(
         "--results", metavar="FOLDER", type=Path, help="where rows and pictures are kept, --quick or not"
     )
     return usage
@@ -157,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
+    models.cache = options.cache
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         selected = select(

@@ -170,3 +170,11 @@ def vision_encode(theirs: Any, pixels: Tensor) -> Call:
 def vq_decode(theirs: Any, codes: Tensor) -> Call:
     """Codes (P, h, w) to pixels."""
     return lambda: theirs.model.vqmodel.decode(codes.flatten(1))
+
+
+def train_step(theirs: Any, words: Tensor) -> Call:
+    """Its own loss of each word (1, S) after those before it."""
+    from bench_train_step import training
+
+    shown = theirs.model.language_model.norm.weight, theirs.model.language_model.embed_tokens.weight
+    return training(theirs, lambda: theirs(input_ids=words, labels=words, use_cache=False).loss, shown)
