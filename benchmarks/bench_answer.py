@@ -14,7 +14,8 @@ import compare
 import models
 from cases import ANSWER, ModelCase
 from janus.inference.cache import Prefix, join
-from janus.inference.text import TextStep, generate
+from janus.inference.step import Step
+from janus.inference.text import GREEDY, Chooser, TextStep, generate
 from janus.models.janus import Janus
 from measure import Cost
 from timer import Call
@@ -64,31 +65,29 @@ def inputs(case: ModelCase, device: torch.device) -> tuple[Any, ...]:
 
 
 class Answering:
-    """Steps of `generate` that all find as many keys: before each the cache is cut back.
+    """Steps as `generate` takes them that all find as many keys: before each the cache is cut back.
 
     The first call feeds `word`, later ones what was chosen before.
     """
 
     def __init__(self, model: Janus, keys: Tensor, values: Tensor, word: Tensor) -> None:
-        self.model, self.word, self.past = model, word, keys.shape[3]
+        self.past = keys.shape[3]
         hidden = torch.zeros(model.config.language.width, device=keys.device, dtype=keys.dtype)
         self.cache = join([Prefix(keys[:, 0], values[:, 0], hidden)], model.config.language, room=1)
-        self.begin()
-
-    def begin(self) -> None:
-        self.cache.truncate(self.past)
-        embeds = self.model.language.embed(self.word)[:, None]
-        most = self.model.config.language.window - self.past - 1
-        self.steps = generate(self.model, embeds, end_id=NEVER, max_new_tokens=most, cache=self.cache)
-        next(self.steps).tokens.copy_(self.word)  # what the loop feeds next is this very tensor
+        self.step = Step(
+            model,
+            self.cache,
+            tokens=word.clone(),
+            place=torch.zeros_like(word),
+            feed=lambda tokens: model.language.embed(tokens)[:, None],
+            pick=Chooser(model, GREEDY, [0], None),
+        )
 
     def __call__(self) -> tuple[Tensor, Tensor]:
         self.cache.truncate(self.past)
-        step = next(self.steps, None)
-        if step is None:  # the context window ends
-            self.begin()
-            return self()
-        return logits_and_word(step)
+        self.step.resume()
+        word, logits = (tensor.clone() for tensor in self.step())
+        return logits, word
 
 
 def logits_and_word(step: TextStep) -> tuple[Tensor, Tensor]:

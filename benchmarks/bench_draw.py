@@ -18,7 +18,7 @@ import compare
 import models
 from cases import DRAW, ModelCase
 from janus.config import JanusConfig
-from janus.inference.cache import Prefix, StaticCache
+from janus.inference.cache import Prefix
 from janus.inference.draw import (
     DrawStep,
     Picture,
@@ -40,7 +40,7 @@ CASES = DRAW
 BUDGET = models.BUDGET
 ONLY_IF_ASKED_ON_CPU = ("janus-compiled",)
 GUIDANCE, PAD = 5.0, 1
-POSITION = 2  # of the first step that is timed: `Drawing` draws two to begin with
+POSITION = 1  # of the first step that is timed
 NOISE = 1e-4  # relative: what float32 rounding does to a softmax divided by noise
 
 
@@ -102,8 +102,7 @@ class Drawing:
     """
 
     def __init__(self, model: Janus, keys: Tensor, values: Tensor, codes: Tensor) -> None:
-        self.model, self.codes = model, codes
-        self.past = keys.shape[3]
+        self.model, self.codes, self.past = model, codes, keys.shape[3]
         prompt = (0,) * self.past
         hidden = torch.zeros(model.config.language.width, device=keys.device, dtype=keys.dtype)
         self.prefixes = Prefixes(model)
@@ -116,15 +115,14 @@ class Drawing:
         self.steps = draw_steps(
             self.model, self.pictures, pad_id=PAD, guidance=GUIDANCE, prefixes=self.prefixes
         )
-        next(self.steps).codes.copy_(self.codes)  # of zeros; what the loop feeds next is this very tensor
-        seen: list[StaticCache] = []
-        handle = self.model.language.register_forward_pre_hook(lambda _, given: seen.append(given[2]))
-        next(self.steps).codes.copy_(self.codes)
-        handle.remove()
-        (self.cache,) = seen
+        next(self.steps)  # chosen by a hidden state of zeros
+        assert self.prefixes.board is not None
+        self.board = self.prefixes.board
+        self.board.step.tokens.copy_(self.codes)
 
     def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
-        self.cache.truncate(self.past)
+        self.board.cache.truncate(self.past)
+        self.board.step.resume()
         step = next(self.steps, None)
         if step is None:  # every picture ends
             self.begin()

@@ -30,7 +30,7 @@ from variants import Prepare
 
 BUDGET = Budget(20.0, 7, 100)  # a call takes some tenths of a second to some seconds
 PEERS = {"transformers": "peers.transformers_janus", "original": "peers.original"}
-GENERATING = ("picture_step", "picture", "text_step", "prefill")
+STEPPING = ("picture_step", "picture", "text_step")
 
 # What a weight of a linear layer takes where it is kept in fewer bits: a scale for each output channel is
 # nothing beside it; 4 bits come with two bfloat16 numbers for each group of 64.
@@ -76,15 +76,11 @@ def ready(name: str, task: str) -> Callable[[Janus], Janus]:
     def make(model: Janus) -> Janus:
         if task == "train_step":
             return model  # what is prepared for inference cannot be trained
-        if name == "janus-compiled":
-            model.language.compile()
-            model.image_head.compile()
-            return model
         if name in QUANTIZED:
             from janus.models.quantized import quantize
 
             quantize(model, name.removeprefix("janus-"))
-        return prepare(model)
+        return prepare(model, compile=name == "janus-compiled")
 
     key = f"{name} {task}" if task == "train_step" else name
     return lambda model: once(key, model, lambda base: make(twin(base)))
@@ -94,9 +90,9 @@ def setup(case: ModelCase, ours: Prepare, peers: Sequence[str], **options: Any) 
     """The peers, the first of which the others are compared with, and our implementations.
 
     `ours` takes a model and the other inputs, and is what `janus` is, as `janus.load` gives the model.
-    `janus-int8` and `janus-int4` keep the weights of linear layers in 8 and 4 bits; in `janus-compiled` the
-    language model runs under torch.compile. What a peer does is the function of its module that is called
-    as the case's task; `options` are its own. They are imported, and found missing, as late as that.
+    `janus-int8` and `janus-int4` keep the weights of linear layers in 8 and 4 bits; in `janus-compiled` steps
+    of the language model go through torch.compile. What a peer does is the function of its module that is
+    called as the case's task; `options` are its own. They are imported, and found missing, as late as that.
     """
 
     def own(name: str) -> Prepare:
@@ -112,8 +108,10 @@ def setup(case: ModelCase, ours: Prepare, peers: Sequence[str], **options: Any) 
         return prepare
 
     names = ["janus"]
-    if case.task in GENERATING:
-        names += [*(QUANTIZED if quantizes(case) else ()), "janus-compiled"]
+    if case.task in (*STEPPING, "prefill") and quantizes(case):
+        names += QUANTIZED
+    if case.task in STEPPING:
+        names.append("janus-compiled")
     return {name: peer(name) for name in peers} | {name: own(name) for name in names}
 
 
