@@ -28,7 +28,7 @@ from measure import Cost
 from timer import Budget, Call
 from variants import Prepare
 
-BUDGET = Budget(20.0, 7, 100)  # a call takes some tenths of a second to some seconds
+BUDGET = Budget(20.0, 5, 100)  # a call takes some tenths of a second to some seconds
 PEERS = {"transformers": "peers.transformers_janus", "original": "peers.original"}
 STEPPING = ("picture_step", "picture", "text_step")
 

@@ -64,7 +64,9 @@ def _bars(figure: Any, rows: Sequence[Row]) -> None:
                 va="center",
                 fontsize=9,
             )
-        panel.axvline(group[0].floor, color="black", linestyle="--", linewidth=1, label="floor")
+        # Fewer bits to a weight have a lower floor; this is the one of all others.
+        floor = max(row.floor for row in group)
+        panel.axvline(floor, color="black", linestyle="--", linewidth=1, label="floor")
         panel.invert_yaxis()
         panel.margins(x=0.15)
         panel.set_xlim(left=0)

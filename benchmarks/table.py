@@ -13,18 +13,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cases import Case
+from cases import Case, ModelCase
 from machine import REPOSITORY
 from rows import OWN, RESULTS, Row, best_peer, by_case, latest, number, read
 from run import Mistake, benchmarks
 
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
 COMMAND = "python benchmarks/run.py"
+# Ours that have lines of their own, and what is said of them.
+OURS = {OWN: "", f"{OWN}-int8": ", weights of 8 bits", f"{OWN}-int4": ", weights of 4 bits"}
 
 
-def line(label: str, group: Sequence[Row]) -> str | None:
-    """One case: ours, its floor, and the best other; nothing where ours did not run."""
-    ours = next((row for row in group if row.implementation == OWN), None)
+def line(label: str, group: Sequence[Row], name: str = OWN) -> str | None:
+    """One case: one of ours, its floor, and the best other; nothing where ours did not run."""
+    ours = next((row for row in group if row.implementation == name), None)
     if ours is None:
         return None
     peer = best_peer(group)
@@ -41,9 +43,14 @@ def line(label: str, group: Sequence[Row]) -> str | None:
 
 
 def section(machine: Sequence[Row], labels: dict[str, str]) -> list[str]:
-    """One machine's table: a row for each headline case, in the order of cases.py."""
+    """One machine's table: a row for each headline case, in their order."""
     groups = {case: group for (_, case), group in by_case(latest(machine)).items()}
-    lines = [line(label, groups[case]) for case, label in labels.items() if case in groups]
+    lines = [
+        line(label + remark, groups[case], name)
+        for case, label in labels.items()
+        if case in groups
+        for name, remark in OURS.items()
+    ]
     found = [text for text in lines if text is not None]
     if not found:
         return []
@@ -63,8 +70,9 @@ def section(machine: Sequence[Row], labels: dict[str, str]) -> list[str]:
 
 
 def generate(folder: Path, cases: Sequence[Case]) -> str:
-    """What stands between the marks, from all files of a folder of results."""
-    labels = {case.name: case.headline for case in cases if case.headline}
+    """What stands between the marks, from all files of a folder of results: whole models first."""
+    ordered = sorted(cases, key=lambda case: not isinstance(case, ModelCase))
+    labels = {case.name: case.headline for case in ordered if case.headline}
     sections: list[str] = []
     for file in sorted(folder.glob("*.csv")):
         sections += section(read(file), labels)

@@ -99,3 +99,28 @@ def test_a_case_without_a_peer(made: Callable[..., Row]) -> None:
         "| alone | 250 | 0.500 | 500.0× | – | – |"
     )
     assert table.line("not ours", [made(implementation="cdist")]) is None
+
+
+def test_whole_models_come_first_and_fewer_bits_have_lines_of_their_own(
+    readme: Path, tmp_path: Path, made: Callable[..., Row]
+) -> None:
+    step = "text_step_1b_bf16"
+    merge(
+        tmp_path,
+        [
+            made(case=CASE),
+            made(case=step, median=6.0),
+            made(case=step, implementation="janus-int4", median=2.0, floor=0.2, floor_fraction=0.1),
+            made(case=step, implementation="janus-compiled", median=1.0),
+            made(case=step, implementation="transformers", median=9.0),
+        ],
+    )
+    assert run(readme, tmp_path) == 0
+    rows = [text.split(" | ") for text in readme.read_text().splitlines() if text.startswith("| ")][2:]
+    assert [row[0] for row in rows] == [
+        "| a step of answering, 606 keys, 1B",
+        "| a step of answering, 606 keys, 1B, weights of 4 bits",
+        "| nearest code, 16 pictures",
+    ]
+    assert [row[-1] for row in rows[:2]] == ["1.50× |", "4.50× |"]
+    assert rows[1][2] == "0.200"
