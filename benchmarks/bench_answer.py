@@ -22,7 +22,7 @@ from timer import Call
 from variants import Prepare
 
 CASES = ANSWER
-BUDGET = models.BUDGET
+BUDGET, CAPTURE = models.BUDGET, False
 ONLY_IF_ASKED_ON_CPU = ("janus-compiled",)
 NEVER = -1  # no word ends an answer
 

@@ -37,7 +37,7 @@ from timer import Call
 from variants import Prepare
 
 CASES = DRAW
-BUDGET = models.BUDGET
+BUDGET, CAPTURE = models.BUDGET, False
 ONLY_IF_ASKED_ON_CPU = ("janus-compiled",)
 GUIDANCE, PAD = 5.0, 1
 POSITION = 1  # of the first step that is timed

@@ -28,7 +28,7 @@ from timer import Call
 from variants import Prepare
 
 CASES = LOAD
-BUDGET = models.BUDGET
+BUDGET, CAPTURE = models.BUDGET, False
 
 
 def cost(case: ModelCase) -> Cost:

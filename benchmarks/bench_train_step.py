@@ -21,7 +21,7 @@ from timer import Call
 from variants import Prepare
 
 CASES = TRAIN_STEP
-BUDGET = models.BUDGET
+BUDGET, CAPTURE = models.BUDGET, False
 
 
 def cost(case: ModelCase) -> Cost:

@@ -11,6 +11,7 @@ A benchmark is a module `bench_<name>.py` that says what to measure and never ho
     problem(case, inputs, name, result, expected)   if need be, in place of compare.problem
     cost_of(case, name)     if need be, in place of cost: for one implementation
     peak(case, inputs, name, device)    if need be, in place of peak_bytes
+    CAPTURE = False         if calls record graphs of their own, or keep state on the host
     BUDGET                  if need be, in place of the run's, unless that is --quick
     ONLY_IF_ASKED           if need be, implementations or families of them that run only when --peers names
                             them; ONLY_IF_ASKED_ON_CPU likewise
@@ -106,7 +107,7 @@ def peak_bytes(call: Call, device: torch.device) -> int:
 
 @contextlib.contextmanager
 def peak_around(device: torch.device) -> Iterator[Callable[[], int]]:
-    """-> a function for afterwards: by how much memory grew at most, of the device or of the process.
+    """-> a function for the end: by how much memory grew at most, of the device or of the process.
 
     Costs the calls in between nothing, unlike `peak_bytes`. The process's is known on Linux only.
     """
@@ -207,11 +208,12 @@ def ready_once(
             call = prepare(*inputs)
             with peak_around(device) as peak:
                 timing, result = single(call, device)
+                most = peak()
             expected = result if expected is None else expected
             if wrong := check(case, inputs, name, result, expected):
                 note(name, f"is wrong, so its time does not count: {wrong}")
                 continue
-            timings[name], peaks[name] = timing, peak()
+            timings[name], peaks[name] = timing, most
             del call, result
         except Exception as error:
             note(name, f"did not run: {_first_line(error)}")
@@ -219,7 +221,11 @@ def ready_once(
 
 
 def timed(
-    calls: Mapping[str, Sequence[Call]], session: Session, note: Callable[[str, str], None]
+    calls: Mapping[str, Sequence[Call]],
+    session: Session,
+    note: Callable[[str, str], None],
+    *,
+    capture: bool = True,
 ) -> dict[str, Timing]:
     spoiler = None
     if session.device.type == "cuda":
@@ -228,7 +234,9 @@ def timed(
     regions: dict[str, Region] = {}
     for name, its_calls in calls.items():
         try:
-            regions[name] = cpu_region(its_calls) if spoiler is None else cuda_region(its_calls, spoiler)
+            regions[name] = (
+                cpu_region(its_calls) if spoiler is None else cuda_region(its_calls, spoiler, capture=capture)
+            )
         except Exception as error:
             note(name, f"could not be timed: {_first_line(error)}")
     timings, failures = interleaved(regions, session.budget)
@@ -261,7 +269,7 @@ def measure(
             calls, peaks = ready(benchmark, case, wanted, sets, device, note)
             if hasattr(benchmark, "BUDGET") and not session.quick:
                 session = replace(session, budget=benchmark.BUDGET)
-            timings = timed(calls, session, note)
+            timings = timed(calls, session, note, capture=getattr(benchmark, "CAPTURE", True))
             del calls
     del sets, everything, wanted
     release(device)

@@ -121,11 +121,11 @@ def _captured(sequence: list[Call]) -> torch.cuda.CUDAGraph | None:
     return graph
 
 
-def cuda_region(calls: Sequence[Call], spoiler: torch.Tensor) -> Region:
+def cuda_region(calls: Sequence[Call], spoiler: torch.Tensor, *, capture: bool = True) -> Region:
     """Calls between two events, replayed from a CUDA graph where launching would cost more than running.
 
     `spoiler`, larger than the cache, is written before each region, so that the first calls find nothing of
-    an earlier region; rotating inputs see to the others.
+    an earlier region; rotating inputs see to the others. Without `capture` calls are made as they are.
     """
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
@@ -155,7 +155,7 @@ def cuda_region(calls: Sequence[Call], spoiler: torch.Tensor) -> Region:
     if once > LAUNCH_BOUND:
         return in_turn(1)
     number = max(1, min(MOST_CALLS, math.ceil(GPU_REGION / once)))
-    if _waits(calls[0]):
+    if not capture or _waits(calls[0]):
         return in_turn(number)
     for _ in range(3):  # launching hides how short a call is: the first graph tells
         graph = _captured(_cycled(calls, number))
