@@ -109,10 +109,9 @@ def setup(case: ModelCase, device: torch.device) -> dict[str, Prepare]:
 
 def problem(case: ModelCase, given: tuple[Any, ...], name: str, result: Any, expected: Any) -> str | None:
     """Equal features; equal logits, and the word that is the largest of its own."""
-    tolerance = models.tolerance(case, name)
     if case.task == "vision_encode":
-        return compare.problem(result, expected, case.dtype, tolerance)
+        return models.problem(case, name, result, expected)
     (logits, word), (expected_logits, _) = result, expected
-    if wrong := compare.problem(logits, expected_logits, case.dtype, tolerance):
+    if wrong := models.problem(case, name, logits, expected_logits):
         return wrong
     return compare.near_tie(word, logits.argmax(dim=-1), logits, 0.0)

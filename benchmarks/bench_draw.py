@@ -165,7 +165,7 @@ def problem(case: ModelCase, given: tuple[Any, ...], name: str, result: Any, exp
     way from codes to pixels is compared. Their steps are compared in the cases of one step.
     """
     if case.task == "vq_decode":
-        return compare.problem(result, expected, case.dtype)
+        return models.problem(case, name, result, expected)
     *floats, codes = result if case.task == "picture_step" else reversed(result)
     if codes.dtype != torch.int64 or codes.shape != expected[2 if len(floats) == 2 else 0].shape:
         return f"{codes.dtype} {tuple(codes.shape)} instead of codes"
@@ -174,10 +174,8 @@ def problem(case: ModelCase, given: tuple[Any, ...], name: str, result: Any, exp
     if case.task == "picture":
         grid = case.model.grid
         pixels = decode_codes(given[0], codes.unflatten(1, (grid, grid)))
-        return compare.problem(floats[0].float().cpu(), pixels, case.dtype)
-    return compare.problem(floats, expected[:2], case.dtype, models.tolerance(case, name)) or wrong_codes(
-        case, name, *floats, codes
-    )
+        return models.problem(case, "", floats[0].float().cpu(), pixels)
+    return models.problem(case, name, floats, expected[:2]) or wrong_codes(case, name, *floats, codes)
 
 
 def wrong_codes(

@@ -66,5 +66,9 @@ def ours(model: Janus, words: Tensor) -> Call:
     return training(model, loss, (model.language.norm.weight, model.language.embed.weight))
 
 
+def problem(case: ModelCase, given: tuple[Any, ...], name: str, result: Any, expected: Any) -> str | None:
+    return models.problem(case, name, result, expected)
+
+
 def setup(case: ModelCase, device: torch.device) -> dict[str, Prepare]:
     return models.setup(case, ours, ("transformers",))

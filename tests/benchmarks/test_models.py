@@ -137,9 +137,9 @@ def test_the_first_step_is_that_of_the_whole_sequence(small: Any) -> None:
 def test_fewer_bits_may_differ_by_more_but_not_by_anything(small: Any) -> None:
     case = small("text_step_1b_bf16")
     expected = torch.linspace(-1, 1, 101)[None], torch.tensor([100])
-    for name, allowed in (("janus", 1e-5), ("janus-int8", 0.05), ("janus-int4", 0.3)):
-        for error, right in ((allowed, True), (20 * allowed + 0.3, False)):
-            logits = expected[0].clone()
-            logits[0, 30] -= error
-            found = bench_answer.problem(case, (), name, (logits, expected[1]), expected)
-            assert (found is None) == right, (name, error)
+    for name, allowed in (("janus", 1e-5), ("janus-int8", 0.05), ("janus-int4", 0.5)):
+        for error, right in ((allowed, True), (1.7 * allowed + 0.1, False)):
+            noise = torch.randn(1, 101).sign() * error * expected[0].norm() / 101**0.5
+            noise[0, 100] = error
+            found = bench_answer.problem(case, (), name, (expected[0] + noise, expected[1]), expected)
+            assert (found is None) == right or (right and "choices" in found), (name, error)
