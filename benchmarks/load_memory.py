@@ -35,7 +35,9 @@ def prepared(folder: Path, dtype: str | None, device: str) -> nn.Module:
 def transformers(folder: Path, dtype: str | None, device: str) -> nn.Module:
     """Its `from_pretrained`; the folder must be in its layout."""
     from transformers import JanusForConditionalGeneration
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     return JanusForConditionalGeneration.from_pretrained(folder, dtype=dtype or "auto").to(device)
 
 
