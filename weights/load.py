@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # The file is mapped anew for each run of this many bytes: pages that were read stay resident as long as a
 # mapping lives, and the source would come on top of the model.
-WINDOW = 256 << 20
+WINDOW = 128 << 20
 
 
 @dataclass(frozen=True)

@@ -291,9 +291,9 @@ def draw_codes(
 ) -> Iterator[Tensor]:
     """Codes (P', grid, grid) of the pictures in order, a batch at a time.
 
-    Without a batch size, batches are alike and of at most `pictures_at_once`. `speculate` is how many codes to guess at once, None or 0
-    for none: see `speculative_steps`. `on_codes` is called after every step with the batch's codes so far,
-    (P', steps).
+    Without a batch size, batches are alike and of at most `pictures_at_once`. `speculate` is how many codes
+    to guess at once, None or 0 for none: see `speculative_steps`. `on_codes` is called after every step with
+    the batch's codes so far, (P', steps).
     """
     from janus.inference.speculate import speculative_steps, window_of  # which draws by what stands here
 

@@ -66,11 +66,16 @@ class PackedLinear(nn.Module):
         if self.packed is None or x.dtype != torch.bfloat16 or gradients:
             result = F.linear(x, self.weight, self.bias)
         else:
-            rows = x.reshape(-1, self.in_features)
-            padded = F.pad(rows, (0, 0, 0, max(0, FEWEST - len(rows)))) if len(rows) else rows
-            result = torch.ops.mkldnn._linear_pointwise(padded, self.packed, self.bias, "none", [], "")
-            result = result[: len(rows)].view(*x.shape[:-1], self.out_features)
+            result = self._product(x)
         return result if self.sizes is None else result.split(self.sizes, dim=-1)
+
+    @torch.compiler.disable  # Inductor means to pack weights itself, and refuses those that are
+    def _product(self, x: Tensor) -> Tensor:
+        assert self.packed is not None
+        rows = x.reshape(-1, self.in_features)
+        padded = F.pad(rows, (0, 0, 0, FEWEST - len(rows))) if 0 < len(rows) < FEWEST else rows
+        result = torch.ops.mkldnn._linear_pointwise(padded, self.packed, self.bias, "none", [], "")
+        return result[: len(rows)].view(*x.shape[:-1], self.out_features)
 
     def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
         """A cast or a move (`to`, `float`, `cuda`, …) is made of the plain weight."""
