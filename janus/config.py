@@ -164,7 +164,8 @@ class LanguageConfig:
 class JanusConfig:
     """A whole Janus or Janus-Pro.
 
-    `dtype` names the precision that the checkpoint was released in. `extra` holds, by dialect, the
+    `dtype` names the precision that the checkpoint was released in; `quantization` is "int8" or "int4" where
+    the language model's weights are integers (`janus.models.quantized`). `extra` holds, by dialect, the
     `config.json` that this was read from, so that keys which say nothing to this library survive a rewrite;
     it takes no part in equality.
     """
@@ -176,6 +177,7 @@ class JanusConfig:
     image_head_width: int
     language: LanguageConfig
     dtype: str
+    quantization: str | None = None
     extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:

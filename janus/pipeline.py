@@ -20,6 +20,7 @@ from janus.inference.progress import Progress, Report
 from janus.inference.sampling import Sampling
 from janus.inference.text import Memory, TextStep, check_window, generate
 from janus.models.janus import Janus
+from janus.models.quantized import check_quantization
 from janus.processing.image import load_picture, square_picture, to_pictures, to_signed_pixels
 from janus.processing.processor import Batch, Processor
 from janus.processing.tokenizer import TextStream
@@ -36,6 +37,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
     revision: str | None = None,
     token: str | None = None,
     corrected_pictures: bool = False,
@@ -45,13 +47,14 @@ def load(
     """The pipeline of a hub id or a local folder.
 
     Device: cuda, mps or cpu, the first there is. Dtype: that of the weights where the device computes it
-    well, else float32. `corrected_pictures` turns pictures upright by their EXIF tag, scales 16 bits to 8 and
-    lays transparency on the background, none of which the original does. `tensor_parallel` splits the
-    language model over the processes that `torchrun` started, each on the CUDA device of its own number or
-    all on the CPU; all must make the same calls, and get the same results. `compile` gives the steps of the
-    language model to torch.compile: the first then takes much longer, and the others less. The model is
-    prepared for inference: to train, take that of `janus.Janus.from_pretrained`. Raises FileNotFoundError or
-    ValueError with the remedy.
+    well, else float32. `quantize`, "int8" or "int4", makes the language model's weights integers while they
+    are read; a checkpoint that was saved so needs no word. `corrected_pictures` turns pictures upright by
+    their EXIF tag, scales 16 bits to 8 and lays transparency on the background, none of which the original
+    does. `tensor_parallel` splits the language model over the processes that `torchrun` started, each on the
+    CUDA device of its own number or all on the CPU; all must make the same calls, and get the same results.
+    `compile` gives the steps of the language model to torch.compile: the first then takes much longer, and
+    the others less. The model is prepared for inference: to train, take that of
+    `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the remedy.
     """
     if path is None:
         raise ValueError(
@@ -59,9 +62,11 @@ def load(
         )
     target, mesh = ranks.meet(device) if tensor_parallel else (resolve_device(device), None)
     resolve_dtype(dtype, target)  # a wrong name raises before anything is fetched
+    if quantize is not None:
+        check_quantization(quantize)
     folder = find(path, revision=revision, token=token)
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
-    model = load_model(folder, device=target, dtype=dtype, mesh=mesh)
+    model = load_model(folder, device=target, dtype=dtype, quantize=quantize, mesh=mesh)
     return Pipeline(prepare(model, compile=compile), processor)
 
 

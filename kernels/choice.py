@@ -18,7 +18,16 @@ from janus.kernels import launch
 from janus.kernels.launch import DTYPES, INTERPRETED
 
 IMPLEMENTATIONS = ("triton", "torch")
-OPS = ("add_rms_norm", "attention", "codebook", "decode_attention", "rotary", "sample", "swiglu")
+OPS = (
+    "add_rms_norm",
+    "attention",
+    "codebook",
+    "decode_attention",
+    "quantized_linear",
+    "rotary",
+    "sample",
+    "swiglu",
+)
 OLDEST_CAPABILITY = (8, 0)  # the oldest NVIDIA chip that the kernels are compiled for in the tests
 
 
@@ -30,8 +39,14 @@ def _attention(*, head_width: int, dense_mask: bool, ragged: bool) -> str:
     return "triton" if ragged or head_width <= 64 else "torch"
 
 
+def _quantized_linear(*, rows: int) -> str:
+    """With more rows a matrix product of floats, which are then made of the weights once, does more a second
+    than the kernel (not measured)."""
+    return "triton" if rows <= 64 else "torch"
+
+
 # What is faster on a GPU where both can run; an op without a rule has nothing fused to lose to.
-RULES: dict[str, Callable[..., str]] = {"attention": _attention}
+RULES: dict[str, Callable[..., str]] = {"attention": _attention, "quantized_linear": _quantized_linear}
 
 
 def _checked(choices: dict[str, str]) -> dict[str, str]:

@@ -5,9 +5,11 @@ from typing import Any
 from janus.config import SIGLIP_PRESETS, AdapterConfig, JanusConfig, VisionConfig, VQConfig
 from janus.weights.config_language import (
     format_language,
+    format_quantization,
     parse_adapter_kind,
     parse_dtype,
     parse_language,
+    parse_quantization,
 )
 from janus.weights.json_object import JsonObject
 
@@ -94,6 +96,7 @@ def parse(top: JsonObject) -> JanusConfig:
         image_head_width=head.whole("image_token_embed", language.width),
         language=language,
         dtype=parse_dtype(top, language_section),
+        quantization=parse_quantization(top),
         extra={"deepseek": top.values},
     )
 
@@ -156,6 +159,7 @@ def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
         "architectures": ["MultiModalityCausalLM"],
         "torch_dtype": dtype,
         **({"dtype": dtype} if "dtype" in source else {}),
+        **format_quantization(config.quantization),
         "vision_config": {
             "cls": "CLIPVisionTower",
             "model_type": "vision",

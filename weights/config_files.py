@@ -44,6 +44,8 @@ def parse_config(values: Mapping[str, Any]) -> tuple[JanusConfig, Layout]:
     if layout is None:
         raise top.fail("model_type", f"not a Janus checkpoint; supported: {', '.join(MODEL_TYPES)}")
     if layout == "transformers":
+        if top.stated("quantization_config"):
+            raise top.fail("quantization_config", "weights quantised by transformers are not read")
         return config_transformers.parse(top), layout
     if "vision_gen_enc_config" in values:
         raise ValueError(

@@ -3,8 +3,10 @@
 from typing import Any, cast, get_args
 
 from janus.config import AdapterKind, LanguageConfig
+from janus.kernels.quantized_linear import GROUPS
 from janus.weights.json_object import JsonObject
 
+METHOD = "janus"  # of quantisation, beside those that others have names for
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -51,6 +53,26 @@ def parse_dtype(*sections: JsonObject) -> str:
                 section.require(key, *DTYPES)
                 return cast(str, section.values[key])
     return "float32"
+
+
+def parse_quantization(top: JsonObject) -> str | None:
+    """How the language model's weights are quantised, if they are; by this library's own method alone."""
+    section = top.section("quantization_config")
+    if not section.values:
+        return None
+    section.require("quant_method", METHOD)
+    section.require("bits", 8, 4)
+    if section.values["bits"] == 8:
+        return "int8"
+    section.require("group_size", GROUPS[0])
+    return "int4"
+
+
+def format_quantization(quantization: str | None) -> dict[str, Any]:
+    if quantization is None:
+        return {}
+    sizes = {"bits": 8} if quantization == "int8" else {"bits": 4, "group_size": GROUPS[0]}
+    return {"quantization_config": {"quant_method": METHOD, **sizes}}
 
 
 def parse_adapter_kind(section: JsonObject, key: str) -> AdapterKind:

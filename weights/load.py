@@ -1,7 +1,7 @@
 """From a checkpoint to a model: built without memory, then filled tensor by tensor, at its device and dtype.
 
-Strict: a missing, unexpected or misshapen name raises before any weight is read. `load` returns the model in
-evaluation mode.
+Strict: a missing, unexpected or misshapen name raises before any weight is read. What is to be quantised is,
+as soon as it has been read. `load` returns the model in evaluation mode.
 """
 
 from collections.abc import Container, Mapping
@@ -16,11 +16,18 @@ from janus.config import JanusConfig
 from janus.devices import resolve_device, resolve_dtype
 from janus.models.janus import Janus
 from janus.models.llama import JoinedLinear
+from janus.models.quantized import (
+    Quantization,
+    QuantizedLinear,
+    check_quantization,
+    make_quantized,
+    quantize_weight,
+)
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
 from janus.weights.names import Layout, Source, is_dropped, source, sources
 from janus.weights.processor_config import read_side_files
-from janus.weights.read import Stored, contents, read, weight_files, windows
+from janus.weights.read import FLOATS, Stored, contents, read, weight_files, windows
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -28,6 +35,7 @@ if TYPE_CHECKING:
 # The file is mapped anew for each run of this many bytes: pages that were read stay resident as long as a
 # mapping lives, and the source would come on top of the model.
 WINDOW = 128 << 20
+_FLOATS = set(FLOATS.values())
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,7 @@ def load(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    quantize: str | None = None,
     revision: str | None = None,
     token: str | None = None,
     mesh: "DeviceMesh | None" = None,
@@ -59,15 +68,22 @@ def load(
     """The model of a local folder or hub id, of the class and in the layout that its `config.json` names.
 
     Without a device: cuda, mps or cpu, the first there is. Without a dtype: that of the weights where the
-    device computes it well, else float32. With a `mesh` of processes, this one reads and holds only its share
-    of the language model (`janus.inference.tensor_parallel`). Raises FileNotFoundError or ValueError with the
-    remedy.
+    device computes it well, else float32. `quantize`, "int8" or "int4", makes the language model's weights
+    integers (`janus.models.quantized`) while they are read; a checkpoint that was saved so needs no word.
+    With a `mesh` of processes, this one reads and holds only its share of the language model
+    (`janus.inference.tensor_parallel`); a quantised one is not split. Raises FileNotFoundError or ValueError
+    with the remedy.
     """
     target_device = resolve_device(device)
     resolve_dtype(dtype, target_device)  # a wrong name raises before anything is fetched
+    wanted = None if quantize is None else check_quantization(quantize)
     checkpoint = inspect(path, revision=revision, token=token)
     model = checkpoint.model
+    if wanted is not None:
+        _make_quantized(checkpoint, wanted)
     if mesh is not None:
+        if model.config.quantization is not None:
+            raise ValueError("a quantised model is not split over processes: leave tensor_parallel or quantize")
         from janus.inference.tensor_parallel import tensor_parallel  # half a second that others need not wait
 
         tensor_parallel(model, mesh)
@@ -84,9 +100,22 @@ def inspect(path: str | Path, *, revision: str | None = None, token: str | None 
     stored = contents(weight_files(folder))
     config = settle_tie(config, layout, stored)
     model = empty_model(config)
+    if config.quantization is not None:
+        make_quantized(model, check_quantization(config.quantization))
     plan = sources(parameter_names(model), layout)
     check_names(stored, plan, layout, model, folder)
     return Checkpoint(folder, model, stored, plan)
+
+
+def _make_quantized(checkpoint: Checkpoint, quantization: Quantization) -> None:
+    """Have the weights quantised that `fill` will read; nothing where the checkpoint holds them so."""
+    held = checkpoint.model.config.quantization
+    if held is None:
+        make_quantized(checkpoint.model, quantization)
+    elif held != quantization:
+        raise ValueError(
+            f"{checkpoint.folder} is quantised to {held}: for {quantization} name the checkpoint it came from"
+        )
 
 
 def settle_tie(config: JanusConfig, layout: Layout, names: Container[str]) -> JanusConfig:
@@ -121,19 +150,23 @@ def parameter_names(model: Janus) -> list[str]:
 def part_sizes(model: Janus, name: str, length: int, parts: int) -> tuple[int, ...]:
     """How long the parts are that a layout keeps of a tensor: all alike, unless its module says otherwise."""
     module = model.get_submodule(name.rpartition(".")[0])
-    return module.sizes if isinstance(module, JoinedLinear) else (length // parts,) * parts
+    sizes = module.sizes if isinstance(module, JoinedLinear | QuantizedLinear) else None
+    return (length // parts,) * parts if sizes is None else sizes
 
 
 def check_names(
     stored: Mapping[str, Stored], plan: Mapping[str, Source], layout: Layout, model: Janus, folder: Path
 ) -> None:
     """Raise ValueError, naming up to ten of each kind, unless the files hold just what the model needs."""
-    shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    state = model.state_dict()
+    exact = dtypes(model)
     expected: dict[str, tuple[int, ...]] = {}
+    kinds: dict[str, torch.dtype | None] = {}
     for name, place in plan.items():
-        shape = shapes[name][1:] if place.squeeze else shapes[name]
+        shape = tuple(state[name].shape[1:] if place.squeeze else state[name].shape)
         sizes = part_sizes(model, name, shape[0], len(place.names))
         expected.update((part, (size, *shape[1:])) for part, size in zip(place.names, sizes, strict=True))
+        kinds.update(dict.fromkeys(place.names, exact.get(name)))
     missing = [name for name in expected if name not in stored]
     tied = source("language.head.weight", layout).names if model.config.language.tied_head else ()
     unexpected = [
@@ -154,11 +187,20 @@ def check_names(
         for name, shape in expected.items()
         if name in stored and stored[name].shape != shape
     ]
-    not_floats = [name for name in expected if name in stored and stored[name].dtype is None]
+    not_floats = [
+        name for name in kinds if name in stored and not kinds[name] and stored[name].dtype not in _FLOATS
+    ]
+    other = [
+        f"{name} is {stored[name].dtype}, not {kind}"
+        for name, kind in kinds.items()
+        if name in stored and kind is not None and stored[name].dtype != kind
+    ]
     if misshapen:
         problems.append(f"misshapen: {'; '.join(misshapen[:10])}")
     if not_floats:
         problems.append(f"not floating-point: {', '.join(not_floats[:10])}")
+    if other:
+        problems.append(f"of another dtype: {'; '.join(other[:10])}")
     if problems:
         raise ValueError(f"the weights in {folder} do not fit its config.json: {'. '.join(problems)}")
 
@@ -166,11 +208,14 @@ def check_names(
 def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank: int = 0) -> None:
     """Put every tensor of the plan into the model, holding at most one window of the files besides.
 
-    Of a tensor that the model holds a share of, it is that of `rank`.
+    Of a tensor that the model holds a share of, it is that of `rank`. Weights that the model wants quantised
+    and the files do not hold so are quantised from their stored precision, on the device, when they are whole.
     """
     model, stored, plan = checkpoint.model, checkpoint.stored, checkpoint.plan
     owner = {part: name for name, source in plan.items() for part in source.names}
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    kept = dtypes(model)
+    unassigned: dict[str, Tensor] = {}
     begun: dict[
         str, dict[str, Tensor]
     ] = {}  # of tensors that are not whole yet, the places of the parts to come
@@ -178,8 +223,12 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank:
         for part, tensor in read(file, names):
             name, source = owner[part], plan[owner[part]]
             if name not in begun:
-                whole = torch.empty(shapes[name], device=device, dtype=dtype)
-                _assign(model, name, whole)
+                if name in kept:  # with the columns that it has in the files, and quantised when it is whole
+                    whole = torch.empty((shapes[name][0], *tensor.shape[1:]), device=device, dtype=tensor.dtype)
+                    unassigned[name] = whole
+                else:
+                    whole = torch.empty(shapes[name], device=device, dtype=dtype)
+                    _assign(model, name, whole)
                 rows = whole[0] if source.squeeze else whole
                 sizes = part_sizes(model, name, len(rows), len(source.names))
                 begun[name] = dict(zip(source.names, rows.split(sizes), strict=True))
@@ -187,6 +236,8 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank:
             place.copy_(_share(tensor, place.shape, rank))
             if not begun[name]:
                 del begun[name]
+                if name in kept:
+                    _assign(model, name, unassigned.pop(name))
             del tensor
     model.language.tie()
 
@@ -199,6 +250,24 @@ def _share(tensor: Tensor, shape: torch.Size, rank: int) -> Tensor:
     return tensor
 
 
+def dtypes(model: nn.Module) -> dict[str, torch.dtype]:
+    """The dtypes of those tensors of the model that have one of their own: integers and their scales."""
+    return {
+        f"{name}.{leaf}": tensor.dtype
+        for name, module in model.named_modules()
+        if isinstance(module, QuantizedLinear)
+        for leaf, tensor in module.named_buffers()
+    }
+
+
+@torch.no_grad()
 def _assign(model: nn.Module, name: str, tensor: Tensor) -> None:
     path, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(path), leaf, nn.Parameter(tensor))
+    module = model.get_submodule(path)
+    if not isinstance(module, QuantizedLinear) or leaf == "bias":
+        setattr(module, leaf, nn.Parameter(tensor))
+    elif tensor.is_floating_point() and leaf == "weight":
+        module.set(*quantize_weight(tensor, module.quantization))
+    else:
+        setattr(module, leaf, tensor)
+        module.pack()

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
+DTYPES = {**FLOATS, "I8": torch.int8, "U8": torch.uint8}  # integers are weights that were quantised
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Stored:
 
     file: Path
     shape: tuple[int, ...]
-    dtype: torch.dtype | None  # None: not a floating-point number of 16 to 64 bits
+    dtype: torch.dtype | None  # None: none of DTYPES
 
     @property
     def bytes(self) -> int:
@@ -105,11 +106,11 @@ def _describe(file: Path) -> dict[str, Stored]:
         with _open_safetensors(file) as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
             return {
-                name: Stored(file, tuple(entry.get_shape()), FLOATS.get(entry.get_dtype()))
+                name: Stored(file, tuple(entry.get_shape()), DTYPES.get(entry.get_dtype()))
                 for name, entry in slices.items()
             }
     return {
-        name: Stored(file, tuple(tensor.shape), tensor.dtype if tensor.dtype in FLOATS.values() else None)
+        name: Stored(file, tuple(tensor.shape), tensor.dtype if tensor.dtype in DTYPES.values() else None)
         for name, tensor in _load_pickle(file).items()
     }
 

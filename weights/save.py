@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from janus.models.janus import Janus
+from janus.models.quantized import unpacked
 from janus.weights.config_files import format_config
 from janus.weights.load import parameter_names, part_sizes
 from janus.weights.names import LAYOUTS, Layout, sources
@@ -26,8 +27,8 @@ def save(
     """Write the model's weights at their own dtype, its config, and the tokenizer's and processor's files.
 
     `max_shard_size`, bytes or like "2GB", splits the weights into several files with an index. Files are
-    written beside their final names and moved there when all weights are whole. ValueError for a layout or
-    size that is none, and for a model split over several processes.
+    written beside their final names and moved there when all weights are whole. A quantised model is written
+    quantised. ValueError for a layout or size that is none, and for a model split over several processes.
     """
     if model.language.mesh is not None:
         raise ValueError(
@@ -36,6 +37,11 @@ def save(
         )
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown: name one of {', '.join(LAYOUTS)}")
+    if layout == "transformers" and model.config.quantization is not None:
+        raise ValueError(
+            f"this model is quantised to {model.config.quantization}, which transformers cannot read: name "
+            "the layout deepseek, or convert the checkpoint that it was loaded from"
+        )
     limit = None if max_shard_size is None else _parse_size(max_shard_size)
     side_files = convert_side_files(model.files, layout)
     config = format_config(
@@ -48,7 +54,8 @@ def save(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder to save into")
     folder.mkdir(parents=True, exist_ok=True)
-    written = _write_weights(named_tensors(model, layout), folder, limit)
+    with unpacked(model):
+        written = _write_weights(named_tensors(model, layout), folder, limit)
     for stale in {file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)} - written:
         stale.unlink()
     for name, content in {**side_files, "config.json": _json_bytes(config)}.items():

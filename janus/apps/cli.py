@@ -32,12 +32,19 @@ def _add_checkpoint_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--revision", help="branch, tag or commit on the hub")
 
 
+def _add_quantize_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--quantize", choices=("int8", "int4"), help="make the language model's weights integers"
+    )
+
+
 def _add_model_options(command: argparse.ArgumentParser) -> None:
     _add_checkpoint_options(command)
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (the best there is)")
     command.add_argument(
         "--dtype", help="bfloat16, float16 or float32 (the weights' own, where computed well)"
     )
+    _add_quantize_option(command)
     command.add_argument(
         "--compile", action="store_true", help="give the language model's steps to torch.compile"
     )
@@ -87,6 +94,7 @@ def _load(options: argparse.Namespace, *pictures: str | Path) -> Any:
         options.model,
         device=options.device,
         dtype=options.dtype,
+        quantize=options.quantize,
         revision=options.revision,
         corrected_pictures=options.corrected_pictures,
         compile=options.compile,
@@ -264,7 +272,8 @@ def _info(options: argparse.Namespace) -> int:
 def _convert_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="hub id or folder")
     command.add_argument("destination", type=Path, help="a folder that is new or empty")
-    command.add_argument("--layout", choices=("deepseek", "transformers"), required=True)
+    command.add_argument("--layout", choices=("deepseek", "transformers"), help="needed unless --quantize is")
+    _add_quantize_option(command)
     command.add_argument("--dtype", help="bfloat16, float16 or float32 (as stored)")
     command.add_argument("--max-shard-size", help="split the weights into files of at most so much, like 5GB")
 
@@ -275,10 +284,18 @@ def _convert(options: argparse.Namespace) -> int:
     destination = options.destination
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
         raise ValueError(f"{destination} is not empty: name a folder that is new or empty")
+    if options.layout is None and options.quantize is None:
+        raise ValueError(
+            "name what to convert to: --layout deepseek or transformers, or --quantize int8 or int4"
+        )
+    if options.layout == "transformers" and options.quantize is not None:
+        raise ValueError("transformers cannot read weights that are quantised here: leave --layout away")
     checkpoint = inspect(options.source)
     # As stored, not as this machine computes best: converting must not change a number.
-    model = load(checkpoint.folder, device="cpu", dtype=options.dtype or checkpoint.dtype)
-    model.save_pretrained(destination, layout=options.layout, max_shard_size=options.max_shard_size)
+    dtype = options.dtype or checkpoint.dtype
+    model = load(checkpoint.folder, device="cpu", dtype=dtype, quantize=options.quantize)
+    layout: Any = options.layout or "deepseek"
+    model.save_pretrained(destination, layout=layout, max_shard_size=options.max_shard_size)
     print(destination)
     return 0
 

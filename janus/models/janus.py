@@ -100,13 +100,14 @@ class Janus(nn.Module):
         *,
         device: str | torch.device | None = None,
         dtype: str | torch.dtype | None = None,
+        quantize: str | None = None,
         revision: str | None = None,
         token: str | None = None,
     ) -> Janus:
         """The model of a local folder or hub id, in either layout; see `janus.weights.load`."""
         from janus.weights.load import load
 
-        model = load(path, device=device, dtype=dtype, revision=revision, token=token)
+        model = load(path, device=device, dtype=dtype, quantize=quantize, revision=revision, token=token)
         if not isinstance(model, cls):
             raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
         return model
