@@ -182,6 +182,8 @@ class JanusConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_head_width")
+        if self.quantization not in (None, "int8", "int4"):
+            raise ValueError(f"quantization {self.quantization!r} is unknown: name int8 or int4")
         for what, left, right in (
             (
                 "the vision tower's width and its adapter's input",

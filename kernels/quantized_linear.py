@@ -28,9 +28,15 @@ SCALE = torch.bfloat16  # the dtype of scales, for which the integers are chosen
 GROUPS = (64, 32)  # columns that share a scale, in 4 bits
 CHUNK = 1 << 22  # weights that are made floats at once: 8 MB in 16 bits, which a CPU multiplies while warm
 LARGE_CHUNK = 1 << 26  # and on a GPU, where every chunk is a few launches
-# From so many rows on, aten's kernels, which make floats of a weight anew for every four rows, are slower on
-# a CPU than weights made floats once and a matrix product.
-MANY_ROWS = {torch.int8: 12, torch.uint8: 80}
+# From so many rows on, by the dtypes of weight and x, aten's kernels, which make floats of a weight anew for
+# every four rows, are slower on a CPU than weights made floats once and a matrix product. They have vector
+# instructions for bfloat16 alone. Measured on an AMD EPYC, at 4096 x 2048.
+MANY_ROWS = {
+    (torch.int8, torch.bfloat16): 12,
+    (torch.uint8, torch.bfloat16): 76,
+    (torch.int8, torch.float32): 2,
+    (torch.uint8, torch.float32): 2,
+}
 
 
 def bits_of(weight: Tensor) -> int:
@@ -72,6 +78,12 @@ def dequantize(weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
     return _scaled(_integers(weight, scale).to(dtype), scale.to(dtype)[:, :, None]).flatten(1)
 
 
+def _scaled(q: Tensor, scale: Tensor) -> Tensor:
+    """Floats of 0 to 15, in place, with scales (..., 2) beside them; rounded once."""
+    step, zero = (part.contiguous() for part in scale.unbind(-1))  # of strided ones each weight costs a load
+    return torch.addcmul(zero, q.sub_(8), step, out=q)
+
+
 def _integers(weight: Tensor, scale: Tensor) -> Tensor:
     """The q of a 4-bit weight: (N, G, columns of a group) uint8."""
     pairs = weight.unflatten(1, (scale.shape[1], -1))
@@ -82,11 +94,6 @@ def pairs_of(q: Tensor) -> Tensor:
     """(N, G, columns of a group) of 0 to 15 -> (N, K / 2): two to a byte."""
     low, high = q.chunk(2, dim=2)
     return (low | high << 4).flatten(1)
-
-
-def _scaled(q: Tensor, scale: Tensor) -> Tensor:
-    """Floats of 0 to 15, in place, with scales (..., 2) beside them; rounded once."""
-    return torch.addcmul(scale[..., 1], q.sub_(8), scale[..., 0], out=q)
 
 
 def _chunks(weight: Tensor) -> list[slice]:
@@ -119,9 +126,10 @@ def _rows(x: Tensor) -> int:
     return x.numel() // max(1, x.shape[-1])
 
 
-def _aten_takes(x: Tensor) -> bool:
-    """Whether aten's kernels may serve: they have no gradient, and take these dtypes."""
-    return x.device.type == "cpu" and x.dtype in DTYPES and not (x.requires_grad and torch.is_grad_enabled())
+def _aten_serves(x: Tensor, weight: Tensor) -> bool:
+    """Whether aten's kernels are the faster; they have no gradient."""
+    few = _rows(x) < MANY_ROWS.get((weight.dtype, x.dtype), 0)
+    return few and x.device.type == "cpu" and not (x.requires_grad and torch.is_grad_enabled())
 
 
 def _aten_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor | None:
@@ -130,7 +138,7 @@ def _aten_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor | None:
     Its loops assume whole vectors: of other sizes it reads beyond its tensors.
     """
     outputs, inputs = weight.shape
-    if not _aten_takes(x) or _rows(x) >= MANY_ROWS[torch.int8] or not weight.is_contiguous():
+    if not _aten_serves(x, weight) or not weight.is_contiguous():
         return None
     if outputs % 16 or inputs % 32 or not inputs or not outputs:
         return None
@@ -145,8 +153,6 @@ def _nibbles() -> tuple[int, bool] | None:
     -> rows whose columns lie together, and whether a byte holds two neighbouring rows, or else rows that are
     half of those apart. None where it is neither: then nothing is packed.
     """
-    if torch.compiler.is_compiling():
-        return None
     q = torch.randint(0, 16, (128, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
     try:
         packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
@@ -198,10 +204,14 @@ def unpack(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
 
 def packed_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """As `quantized_linear`, of what `pack` made."""
+    if torch.compiler.is_compiling():  # the order of the bytes is found by looking at values
+        return packed_linear_op(x, packed, scale)
+    if x.dtype == torch.float16:  # of which CPUs have no fast products
+        return packed_linear(x.float(), packed, scale).half()
     outputs, inputs = packed.shape[0], packed.shape[1] * 2
     rows = x.reshape(-1, inputs)
     groups = scale.transpose(0, 1).to(x.dtype)  # (G, N, 2)
-    if _aten_takes(x) and len(rows) < MANY_ROWS[torch.uint8]:
+    if _aten_serves(x, packed):
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows.contiguous(), packed, inputs // len(groups), groups.contiguous()
         )
@@ -214,6 +224,16 @@ def packed_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
             parts.append(rows @ _scaled(q, groups[:, None, chunk]).flatten(0, 1))
         product = _joined(parts)
     return product.view(*x.shape[:-1], outputs)
+
+
+@torch.library.custom_op("janus::packed_linear", mutates_args=())
+def packed_linear_op(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    return packed_linear(x, packed, scale)
+
+
+@packed_linear_op.register_fake
+def _(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
 # --- on a GPU: weights are read once, as integers, while rows are few ---
@@ -352,12 +372,17 @@ def _chosen(x: Tensor, weight: Tensor) -> str:
     return choice.implementation("quantized_linear", x, unable=unable, rows=_rows(x))
 
 
+def _without_triton(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    product = _aten_int8(x, weight, scale) if weight.dtype == torch.int8 else None
+    return quantized_linear_reference(x, weight, scale) if product is None else product
+
+
 @torch.library.custom_op("janus::quantized_linear", mutates_args=())
 def quantized_linear_op(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     _check(x, weight, scale)
     if _chosen(x, weight) == "triton":
         return _launch_quantized_linear(x, weight, scale)
-    return quantized_linear_reference(x, weight, scale)
+    return _without_triton(x, weight, scale)
 
 
 @quantized_linear_op.register_fake
@@ -376,13 +401,10 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     _check(x, weight, scale)
     if x.requires_grad and torch.is_grad_enabled():
         return quantized_linear_reference(x, weight, scale)
-    if _chosen(x, weight) == "triton":
+    # Inductor has a lowering of its own for aten's kernel, which fails for x that it has computed itself.
+    if _chosen(x, weight) == "triton" or torch.compiler.is_compiling():
         return quantized_linear_op(x, weight, scale)
-    if weight.dtype == torch.int8:
-        product = _aten_int8(x, weight, scale)
-        if product is not None:
-            return product
-    return quantized_linear_reference(x, weight, scale)
+    return _without_triton(x, weight, scale)
 
 
 def every_launch() -> Iterator[Callable[[], object]]:

@@ -13,9 +13,10 @@ import torch
 from janus.checks import require_whole
 from janus.config import JanusConfig
 from janus.inference.cache import bytes_per_position
+from janus.models.quantized import check_quantization, make_quantized
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
-from janus.weights.load import WINDOW, empty_model, inspect, parameter_names, settle_tie
+from janus.weights.load import WINDOW, dtypes, empty_model, inspect, parameter_names, settle_tie
 from janus.weights.read import choose_weights, contents, read, weight_files, windows
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -33,8 +34,18 @@ def parameters_by_part(config: JanusConfig) -> dict[str, int]:
     return {**counts, "total": sum(counts.values())}
 
 
+def bytes_of_weights(config: JanusConfig, dtype: torch.dtype) -> int:
+    """How much the weights take at a dtype; those that are quantised keep their own."""
+    model = empty_model(config)
+    if config.quantization is not None:
+        make_quantized(model, check_quantization(config.quantization))
+    kept = dtypes(model)
+    state = model.state_dict()
+    return sum(state[name].numel() * kept.get(name, dtype).itemsize for name in parameter_names(model))
+
+
 def estimate(
-    config: JanusConfig, dtype: torch.dtype, parameters: int, *, pictures: int, prompt: int, answer: int
+    config: JanusConfig, dtype: torch.dtype, *, pictures: int, prompt: int, answer: int
 ) -> dict[str, int]:
     """Bytes of the weights, of the caches of guided pictures drawn at once, and of the cache of one answer.
 
@@ -42,7 +53,7 @@ def estimate(
     """
     each = bytes_per_position(config.language, dtype)
     return {
-        "weights": parameters * dtype.itemsize,
+        "weights": bytes_of_weights(config, dtype),
         "picture_caches": 2 * pictures * (prompt + config.picture_tokens) * each,
         "answer_cache": (prompt + config.vision.tokens + answer) * each,
     }
@@ -82,7 +93,7 @@ def describe(
         "parameters": parameters,
         "use": {"pictures": pictures, "prompt_tokens": prompt, "answer_tokens": answer},
         "memory": {
-            str(dtype).removeprefix("torch."): estimate(config, dtype, parameters["total"], **use)
+            str(dtype).removeprefix("torch."): estimate(config, dtype, **use)
             for dtype in DTYPES
         },
     }
@@ -90,7 +101,9 @@ def describe(
 
 def report(facts: dict[str, Any]) -> str:
     """The facts of `describe` as text."""
-    lines = [f"{facts['model']} ({facts['layout']} layout, {facts['config']['dtype']})", "", "config"]
+    quantization = facts["config"]["quantization"]
+    precision = facts["config"]["dtype"] + (f", quantised to {quantization}" if quantization else "")
+    lines = [f"{facts['model']} ({facts['layout']} layout, {precision})", "", "config"]
     for part, values in facts["config"].items():
         shown = values
         if isinstance(values, dict):

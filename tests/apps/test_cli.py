@@ -306,3 +306,54 @@ def test_answers_survive_an_output_without_their_letters(checkpoint: str) -> Non
     run = subprocess.run(command, capture_output=True, cwd=REPOSITORY, env=environment)
     assert run.returncode == 0, run.stderr
     assert run.stdout.isascii()
+
+
+# --- quantised ---
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_quantize_loads_quantised(
+    quantization: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["-m", checkpoint, "--quantize", quantization]
+    assert cli.main(["ask", "Hi", "--max-new-tokens", "5", *options]) == 0
+    pipe = janus.load(checkpoint, quantize=quantization)
+    assert capsys.readouterr().out == pipe.ask("Hi", max_new_tokens=5).lstrip() + "\n"
+    output = tmp_path / "cat.png"
+    assert cli.main(["draw", "a cat", "--seed", "3", "-o", str(output), *options]) == 0
+    with Image.open(output) as picture:
+        assert picture.tobytes() == pipe.draw("a cat", seed=3)[0].tobytes()
+
+
+def test_convert_quantises_and_info_tells(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = str(tmp_path / "there")
+    assert cli.main(["convert", "--quantize", "int4", checkpoint, there]) == 0
+    assert capsys.readouterr().out == f"{there}\n"
+    assert inspect(there).model.config.quantization == "int4"
+    report = tmp_path / "report.json"
+    assert cli.main(["info", "-m", there, "--check", "--json", str(report)]) == 0
+    printed = capsys.readouterr().out
+    assert f"{there} (deepseek layout, bfloat16, quantised to int4)" in printed
+    assert "every weight is a finite number" in printed
+    model = janus.load(there, device="cpu").model
+    held = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
+    told = json.loads(report.read_text())
+    assert told["memory"]["bfloat16"]["weights"] == held
+    assert told["parameters"] == info.parameters_by_part(inspect(checkpoint).model.config)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "name what to convert to: --layout deepseek or transformers, or --quantize int8 or int4"),
+        (["--layout", "transformers", "--quantize", "int8"], "transformers cannot read weights that are"),
+    ],
+)
+def test_convert_to_what(
+    options: list[str], message: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["convert", checkpoint, str(tmp_path / "there"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "there").exists()
