@@ -27,6 +27,7 @@ from janus.kernels.launch import DTYPES, blocks, kernel, launch, tl
 SCALE = torch.bfloat16  # the dtype of scales, for which the integers are chosen
 GROUPS = (64, 32)  # columns that share a scale, in 4 bits
 CHUNK = 1 << 22  # weights that are made floats at once: 8 MB in 16 bits, which a CPU multiplies while warm
+PACKED = 1 << 20  # weights that are packed at once: 4 MB, since each becomes an int32 on the way
 LARGE_CHUNK = 1 << 26  # and on a GPU, where every chunk is a few launches
 # From so many rows on, by the dtypes of weight and x, aten's kernels, which make floats of a weight anew for
 # every four rows, are slower on a CPU than weights made floats once and a matrix product. They have vector
@@ -96,9 +97,9 @@ def pairs_of(q: Tensor) -> Tensor:
     return (low | high << 4).flatten(1)
 
 
-def _chunks(weight: Tensor) -> list[slice]:
-    """Runs of output rows that are made floats at once."""
-    size = CHUNK if weight.device.type == "cpu" else LARGE_CHUNK
+def _chunks(weight: Tensor, size: int | None = None) -> list[slice]:
+    """Runs of output rows of `size` weights; without it, of those that are made floats at once."""
+    size = size or (CHUNK if weight.device.type == "cpu" else LARGE_CHUNK)
     rows = max(64, size // (weight.shape[1] * (8 // bits_of(weight))) // 64 * 64)
     return [slice(first, first + rows) for first in range(0, weight.shape[0], rows)]
 
@@ -185,7 +186,7 @@ def pack(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     The shapes stay: the weight's bytes are in another order, and the scale's lie group by group.
     """
     packed = torch.empty_like(weight, memory_format=torch.contiguous_format)
-    for chunk in _chunks(weight):
+    for chunk in _chunks(weight, PACKED):
         q = _integers(weight[chunk], scale).flatten(1).int()
         packed[chunk] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
     return packed, scale.transpose(0, 1).contiguous().transpose(0, 1)
@@ -196,7 +197,7 @@ def unpack(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     order = _nibbles()
     assert order is not None  # or nothing would have been packed
     weight = torch.empty_like(packed)
-    for chunk in _chunks(packed):
+    for chunk in _chunks(packed, PACKED):
         q = _columns(packed[chunk], order).t().unflatten(1, (scale.shape[1], -1))
         weight[chunk] = pairs_of(q)
     return weight, scale.contiguous()

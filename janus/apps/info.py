@@ -92,10 +92,7 @@ def describe(
         "config": architecture,
         "parameters": parameters,
         "use": {"pictures": pictures, "prompt_tokens": prompt, "answer_tokens": answer},
-        "memory": {
-            str(dtype).removeprefix("torch."): estimate(config, dtype, **use)
-            for dtype in DTYPES
-        },
+        "memory": {str(dtype).removeprefix("torch."): estimate(config, dtype, **use) for dtype in DTYPES},
     }
 
 

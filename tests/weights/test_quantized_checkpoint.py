@@ -158,16 +158,15 @@ def test_saving_over_a_quantised_checkpoint(saved: Path, checkpoint: Path, asser
 
 def test_memory_is_that_of_the_quantised_model(tmp_path: Path) -> None:
     """Loading float weights quantised, and a quantised checkpoint, holds neither whole besides."""
-    if not os.path.exists("/proc/self/status"):
+    if not os.path.exists("/proc/self/clear_refs"):
         pytest.skip("the system does not say what a process holds")
     program = """
-import os, sys
+import ctypes, sys
 from dataclasses import replace
 
 import torch
 
 from janus.config import PRESETS
-from janus.weights import load as module
 from janus.weights.load import empty_model, load
 
 def resident(field):
@@ -176,7 +175,7 @@ def resident(field):
 
 def write(folder):
     preset = PRESETS["Janus-Pro-1B"]
-    small = replace(preset.language, layers=8, width=512, mlp_width=2048, heads=8, kv_heads=8, head_width=64,
+    small = replace(preset.language, layers=20, width=512, mlp_width=2048, heads=8, kv_heads=8, head_width=64,
                     vocabulary=1024)
     model = empty_model(replace(
         preset, language=small, image_head_width=512,
@@ -190,7 +189,10 @@ def write(folder):
     load(folder, quantize="int4", device="cpu").save_pretrained(folder + "-int4")
 
 def measure(folder, quantize):
-    module.WINDOW = 8 << 20
+    sys.modules["janus.weights.load"].WINDOW = 8 << 20
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as forget:
+        forget.write("5")  # the peak so far
     before = resident("VmRSS:")
     model = load(folder, device="cpu", dtype="bfloat16", quantize=quantize)
     held = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
@@ -198,12 +200,9 @@ def measure(folder, quantize):
 
 torch.set_num_threads(1)
 folder = sys.argv[1]
-for step in (lambda: write(folder), lambda: measure(folder, "int4"), lambda: measure(folder + "-int4", None)):
-    process = os.fork()  # each with a peak of its own
-    if not process:
-        step()
-        os._exit(0)
-    os.waitpid(process, 0)
+write(folder)
+measure(folder, "int4")
+measure(folder + "-int4", None)
 """
     command = [sys.executable, "-c", program, str(tmp_path / "float")]
     answer = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -211,9 +210,10 @@ for step in (lambda: write(folder), lambda: measure(folder, "int4"), lambda: mea
     assert len(lines) == 2, answer.stderr
     for line in lines:
         peak, held = (int(part) for part in line.split())
-        # 42 M weights, 84 MB in bfloat16. A window of 8 MB, a layer, and what quantising it takes besides.
-        assert held < 40e6
-        assert held - 10e6 < peak < held + 40e6
+        # 97 M weights, 194 MB in bfloat16. A window of 8 MB and what quantising takes come on top, and what
+        # of the heap is in pieces.
+        assert held < 70e6
+        assert 0.9 * held < peak < held + 80e6
 
 
 # --- what is refused ---
