@@ -1,9 +1,11 @@
 """Write a full-size checkpoint with random weights, for measurements where the released one is not at hand.
 
     python benchmarks/make_checkpoint.py Janus-Pro-1B FOLDER [--layout deepseek|transformers] [--seed 0]
+    python benchmarks/make_checkpoint.py Janus-Pro-7B FOLDER --quantize int4
 
 The layout is exactly the released one; the tokenizer is the small stand-in of
-`tests/data/januspro/checkpoint`, with the processor's settings raised to the model's size.
+`tests/data/januspro/checkpoint`, with the processor's settings raised to the model's size. A quantised model is made a layer at a time, so the
+one of 7B fits where its float weights would not.
 """
 
 import argparse
@@ -11,9 +13,17 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from janus.config import PRESETS, JanusConfig
 from janus.models.janus import Janus
+from janus.models.quantized import (
+    QUANTIZATIONS,
+    Quantization,
+    QuantizedLinear,
+    make_quantized,
+    quantize_weight,
+)
 from janus.weights.load import empty_model
 from janus.weights.processor_config import read_side_files
 
@@ -22,10 +32,21 @@ STAND_IN = Path(__file__).resolve().parents[1] / "tests" / "data" / "januspro" /
 
 @torch.no_grad()
 def random_weights(
-    config: JanusConfig, seed: int, dtype: torch.dtype = torch.bfloat16, device: torch.device | str = "cpu"
+    config: JanusConfig,
+    seed: int,
+    dtype: torch.dtype = torch.bfloat16,
+    device: torch.device | str = "cpu",
+    *,
+    quantization: Quantization | None = None,
 ) -> Janus:
-    """A model whose activations stay in a sane range: N(0, 1/fan_in), norms near 1."""
-    model = empty_model(config).to(dtype).to_empty(device=device).eval()
+    """A model whose activations stay in a sane range: N(0, 1/fan_in), norms near 1.
+
+    Quantised layers of one shape have the same rows, in other orders.
+    """
+    model = empty_model(config).to(dtype)
+    if quantization is not None:
+        make_quantized(model, quantization)
+    model = model.to_empty(device=device).eval()
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
@@ -35,12 +56,20 @@ def random_weights(
             table = "embed" in name or name == "vq.codebook"
             fan_in = 1 if table else parameter[0].numel()
             parameter.normal_(0.0, fan_in**-0.5, generator=generator)
+    drawn: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+    layers = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    for number, layer in enumerate(layers):
+        shape = (layer.out_features, layer.in_features)
+        if shape not in drawn:
+            weight = torch.randn(shape, generator=generator, device=device) * shape[1] ** -0.5
+            drawn[shape] = quantize_weight(weight, layer.quantization)
+        layer.set(*(tensor.roll(number, dims=0) for tensor in drawn[shape]))
     return model
 
 
-def random_model(preset: str, seed: int) -> Janus:
+def random_model(preset: str, seed: int, quantization: Quantization | None = None) -> Janus:
     """Such a model of a preset's size in bfloat16, ready to be saved."""
-    return with_files(random_weights(PRESETS[preset], seed))
+    return with_files(random_weights(PRESETS[preset], seed, quantization=quantization))
 
 
 def with_files(model: Janus) -> Janus:
@@ -62,9 +91,14 @@ def main() -> None:
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layout", choices=("deepseek", "transformers"), default="deepseek")
+    parser.add_argument("--quantize", choices=QUANTIZATIONS, help="in the released layout")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    random_model(options.preset, options.seed).save_pretrained(options.folder, layout=options.layout)
+    model = random_model(options.preset, options.seed, options.quantize)
+    # Shards, for writing a file holds its tensors a second time.
+    model.save_pretrained(
+        options.folder, layout=options.layout, max_shard_size="1GB" if options.quantize else None
+    )
     print(options.folder)
 
 

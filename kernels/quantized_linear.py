@@ -180,23 +180,24 @@ def packs(weight: Tensor) -> bool:
     return fits and weight.device.type == "cpu" and _nibbles() is not None
 
 
-def pack(weight: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def pack(weight: Tensor, scale: Tensor, *, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """A 4-bit weight and its scale as aten's kernel for the CPU reads them, in as many bytes.
 
-    The shapes stay: the weight's bytes are in another order, and the scale's lie group by group.
+    The shapes stay: the weight's bytes are in another order, and the scale's lie group by group. The weight's
+    own memory may take the new order.
     """
-    packed = torch.empty_like(weight, memory_format=torch.contiguous_format)
+    packed = weight if in_place and weight.is_contiguous() else torch.empty(weight.shape, dtype=weight.dtype)
     for chunk in _chunks(weight, PACKED):
         q = _integers(weight[chunk], scale).flatten(1).int()
         packed[chunk] = torch.ops.aten._convert_weight_to_int4pack_for_cpu(q, 1)
     return packed, scale.transpose(0, 1).contiguous().transpose(0, 1)
 
 
-def unpack(packed: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+def unpack(packed: Tensor, scale: Tensor, *, in_place: bool = False) -> tuple[Tensor, Tensor]:
     """The plain format again, of what `pack` made."""
     order = _nibbles()
     assert order is not None  # or nothing would have been packed
-    weight = torch.empty_like(packed)
+    weight = packed if in_place else torch.empty_like(packed)
     for chunk in _chunks(packed, PACKED):
         q = _columns(packed[chunk], order).t().unflatten(1, (scale.shape[1], -1))
         weight[chunk] = pairs_of(q)

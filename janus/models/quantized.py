@@ -169,20 +169,20 @@ class QuantizedLinear(nn.Module):
             )
 
     def set(self, weight: Tensor, scale: Tensor) -> None:
-        """Take integers and scale in the plain format, and pack them where that serves."""
+        """Take integers and scale in the plain format, for good, and pack them where that serves."""
         self.weight, self.weight_scale, self.packed = weight, scale, False
         self.pack()
 
     def pack(self) -> None:
         """Bring the weights into the order that this device's kernel reads, if it has one."""
         if not self.packed and packs(self.weight) and not self.weight_scale.is_meta:
-            self.weight, self.weight_scale = pack(self.weight, self.weight_scale)
+            self.weight, self.weight_scale = pack(self.weight, self.weight_scale, in_place=True)
             self.packed = True
 
     def unpack(self) -> None:
         """Bring the weights into the plain format."""
         if self.packed:
-            self.weight, self.weight_scale = unpack(self.weight, self.weight_scale)
+            self.weight, self.weight_scale = unpack(self.weight, self.weight_scale, in_place=True)
             self.packed = False
 
     def forward(self, x: Tensor) -> Any:
