@@ -4,8 +4,8 @@
     python benchmarks/make_checkpoint.py Janus-Pro-7B FOLDER --quantize int4
 
 The layout is exactly the released one; the tokenizer is the small stand-in of
-`tests/data/januspro/checkpoint`, with the processor's settings raised to the model's size. A quantised model is made a layer at a time, so the
-one of 7B fits where its float weights would not.
+`tests/data/januspro/checkpoint`, with the processor's settings raised to the model's size. A quantised model
+is made a layer at a time, so the one of 7B fits where its float weights would not.
 """
 
 import argparse

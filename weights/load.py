@@ -83,7 +83,9 @@ def load(
         _make_quantized(checkpoint, wanted)
     if mesh is not None:
         if model.config.quantization is not None:
-            raise ValueError("a quantised model is not split over processes: leave tensor_parallel or quantize")
+            raise ValueError(
+                "a quantised model is not split over processes: leave tensor_parallel or quantize"
+            )
         from janus.inference.tensor_parallel import tensor_parallel  # half a second that others need not wait
 
         tensor_parallel(model, mesh)
@@ -224,7 +226,9 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank:
             name, source = owner[part], plan[owner[part]]
             if name not in begun:
                 if name in kept:  # with the columns that it has in the files, and quantised when it is whole
-                    whole = torch.empty((shapes[name][0], *tensor.shape[1:]), device=device, dtype=tensor.dtype)
+                    whole = torch.empty(
+                        (shapes[name][0], *tensor.shape[1:]), device=device, dtype=tensor.dtype
+                    )
                     unassigned[name] = whole
                 else:
                     whole = torch.empty(shapes[name], device=device, dtype=dtype)
