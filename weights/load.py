@@ -211,7 +211,8 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank:
     """Put every tensor of the plan into the model, holding at most one window of the files besides.
 
     Of a tensor that the model holds a share of, it is that of `rank`. Weights that the model wants quantised
-    and the files do not hold so are quantised from their stored precision, on the device, when they are whole.
+    and the files do not hold so are quantised from their stored precision, on the device,
+    once they are whole.
     """
     model, stored, plan = checkpoint.model, checkpoint.stored, checkpoint.plan
     owner = {part: name for name, source in plan.items() for part in source.names}

@@ -325,3 +325,8 @@ def test_integers_where_floats_should_be(copied: Path) -> None:
     change(copied, lambda tensors: tensors.update({name: torch.zeros(64, dtype=torch.int8)}))
     with pytest.raises(ValueError, match=f"not floating-point: {name}$"):
         load(copied, device="cpu")
+
+
+def test_it_is_not_split_over_processes(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match="a quantised model is not split over processes"):
+        load(checkpoint, device="cpu", quantize="int8", mesh=object())  # type: ignore[arg-type]
