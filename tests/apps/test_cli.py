@@ -15,7 +15,7 @@ from PIL import Image
 import janus
 from janus.apps import cli, info
 from janus.inference import speculate
-from janus.weights.load import inspect
+from janus.weights.load import inspect, load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ("ask", "chat", "draw", "reconstruct", "info", "convert", "doctor")
@@ -337,7 +337,7 @@ def test_convert_quantises_and_info_tells(
     printed = capsys.readouterr().out
     assert f"{there} (deepseek layout, bfloat16, quantised to int4)" in printed
     assert "every weight is a finite number" in printed
-    model = janus.load(there, device="cpu").model
+    model = load(there, device="cpu")
     held = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])
     told = json.loads(report.read_text())
     assert told["memory"]["bfloat16"]["weights"] == held
