@@ -18,16 +18,9 @@ import compare
 import models
 from cases import DRAW, ModelCase
 from janus.config import JanusConfig
+from janus.inference.board import DrawStep, Picture, Prefixes, unconditional
 from janus.inference.cache import Prefix
-from janus.inference.draw import (
-    DrawStep,
-    Picture,
-    Prefixes,
-    decode_codes,
-    draw_codes,
-    draw_steps,
-    unconditional,
-)
+from janus.inference.draw import decode_codes, draw_codes, draw_steps
 from janus.inference.sampling import seeded_noise
 from janus.kernels.sample import guide
 from janus.models.janus import Janus

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 import janus
-from janus.inference.draw import Picture, draw_codes
+from janus.inference.board import Picture
+from janus.inference.draw import draw_codes
 from janus.inference.sampling import Sampling
 
 PHOTOGRAPH = Path(__file__).resolve().parents[1] / "tests" / "data" / "photographs" / "chelsea.png"

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 import janus
-from janus.inference.draw import Picture, draw_steps, unconditional
+from janus.inference.board import Picture, unconditional
+from janus.inference.draw import draw_steps
 from janus.inference.sampling import Sampling
 from janus.inference.text import generate
 from janus.models.quantized import QUANTIZATIONS

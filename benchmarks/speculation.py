@@ -23,7 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus.config import PRESETS, AdapterConfig, JanusConfig, LanguageConfig, VisionConfig, VQConfig
-from janus.inference.draw import DrawStep, Picture, Prefixes, draw_steps
+from janus.inference.board import DrawStep, Picture, Prefixes
+from janus.inference.draw import draw_steps
 from janus.inference.prepare import prepare
 from janus.inference.sampling import Sampling
 from janus.inference.speculate import Clues, Guess, SpeculativeStep, by_newest, speculative_steps

@@ -13,7 +13,8 @@ from itertools import islice
 from pathlib import Path
 
 import janus
-from janus.inference.draw import Picture, draw_steps
+from janus.inference.board import Picture
+from janus.inference.draw import draw_steps
 from machine import resident
 
 PHOTOGRAPH = Path(__file__).resolve().parents[1] / "tests" / "data" / "photographs" / "chelsea.png"

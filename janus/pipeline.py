@@ -14,7 +14,8 @@ from janus.config import JanusConfig
 from janus.devices import resolve_device, resolve_dtype
 from janus.inference import ranks
 from janus.inference.answers import Question, answer
-from janus.inference.draw import Picture, decode_codes, draw_codes
+from janus.inference.board import Picture
+from janus.inference.draw import decode_codes, draw_codes
 from janus.inference.prepare import prepare
 from janus.inference.progress import Progress, Report
 from janus.inference.sampling import Sampling

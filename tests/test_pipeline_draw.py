@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 import janus
-from janus.inference.draw import Picture, draw_codes
+from janus.inference.board import Picture
+from janus.inference.draw import draw_codes
 
 SIZE, GRID, CODES = 64, 8, 64
 GRAY = (127, 127, 127)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_whole
-from janus.inference.draw import DrawStep, Picture, Prefixes, begin, check_pictures
+from janus.inference.board import DrawStep, Picture, Prefixes, begin, check_pictures
 from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
 

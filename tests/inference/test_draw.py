@@ -10,16 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus.inference.draw import (
-    DrawStep,
-    Picture,
-    Prefixes,
-    decode_codes,
-    draw_codes,
-    draw_steps,
-    pictures_at_once,
-    unconditional,
-)
+from janus.inference.board import DrawStep, Picture, Prefixes, unconditional
+from janus.inference.draw import decode_codes, draw_codes, draw_steps, pictures_at_once
 from janus.inference.sampling import Sampling
 from janus.kernels.sample import guide
 from janus.models import llama

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from janus.config import JanusConfig
 from janus.inference import speculate
-from janus.inference.draw import DrawStep, Picture, Prefixes, draw_codes, draw_steps, unconditional
+from janus.inference.board import DrawStep, Picture, Prefixes, unconditional
+from janus.inference.draw import draw_codes, draw_steps
 from janus.inference.prepare import prepare
 from janus.inference.sampling import Sampling
 from janus.inference.speculate import Clues, SpeculativeStep, by_newest, speculative_steps, window_of

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from janus.inference import step as step_module
-from janus.inference.draw import Board, Picture, Prefixes, draw_codes, draw_steps
+from janus.inference.board import Board, Picture, Prefixes
+from janus.inference.draw import draw_codes, draw_steps
 from janus.inference.prepare import is_compiled, prepare
 from janus.inference.sampling import Sampling
 from janus.kernels import choice

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus.inference.draw import Picture, draw_steps
+from janus.inference.board import Picture
+from janus.inference.draw import draw_steps
 from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
 from janus.processing.processor import Processor

@@ -1,0 +1,218 @@
+"""What pictures are drawn on: prompts that are read; the cache, noise and step of those drawn together.
+
+P pictures, R rows (P, or 2 P with guidance: the conditional ones first), V codes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from janus.checks import require_number
+from janus.inference.cache import Prefix, StaticCache
+from janus.inference.sampling import Noise, Sampling, choose
+from janus.inference.step import Step
+from janus.inference.text import check_window
+from janus.kernels.sample import WORD, exponential, guide, noise_address, philox, sample, seed_patterns
+from janus.models.janus import Janus
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture to draw: its prompt's ids, what its noise is keyed by, and the codes given beforehand."""
+
+    prompt: tuple[int, ...]
+    seed: int = 0
+    number: int = 0
+    start: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class DrawStep:
+    """What one step gave: logits (P, V) in float32 of both kinds of row, and the codes (P,) at `position`."""
+
+    position: int
+    conditional: Tensor
+    unconditional: Tensor | None
+    codes: Tensor
+
+
+class Prefixes:
+    """Prompts already read: each is computed once, however many pictures and batches continue it.
+
+    So is the board of the last batch, as long as it serves the next.
+    """
+
+    def __init__(self, model: Janus) -> None:
+        self.model = model
+        self.known: dict[tuple[int, ...], Prefix] = {}
+        self.board: Board | None = None
+
+    @torch.no_grad()
+    def of(self, ids: tuple[int, ...]) -> Prefix:
+        """The prefix that this sequence leaves, computed alone: no prompt beside it can change it."""
+        if ids not in self.known:
+            model = self.model
+            cache = StaticCache(model.language.config, 1, len(ids), device=model.device, dtype=model.dtype)
+            embeds = model.embed(torch.tensor([ids], device=model.device))
+            hidden = model.hidden_states(embeds, None, cache)
+            self.known[ids] = Prefix(cache.keys[:, 0], cache.values[:, 0], hidden[0, -1])
+        return self.known[ids]
+
+    def forget_all_but(self, wanted: Sequence[tuple[int, ...]]) -> None:
+        """Drop prefixes that no picture to come will continue."""
+        kept = set(wanted)
+        self.known = {ids: prefix for ids, prefix in self.known.items() if ids in kept}
+
+
+def unconditional(prompt: tuple[int, ...], pad_id: int) -> tuple[int, ...]:
+    """What guidance compares with: all but the first and last token are padding, and attended to."""
+    return (prompt[0], *([pad_id] * (len(prompt) - 2)), prompt[-1])
+
+
+def check_pictures(model: Janus, pictures: Sequence[Picture], guidance: float) -> None:
+    """Raise ValueError where pictures cannot be drawn together, or not by this model."""
+    require_number("guidance", guidance, "a finite number, 1 for none")
+    begun = {len(picture.start) for picture in pictures}
+    if len(begun) != 1:
+        raise ValueError(
+            f"pictures drawn together need as many codes given beforehand each, not {sorted(begun)}"
+        )
+    if begun.pop() >= model.config.picture_tokens:
+        raise ValueError(f"all {model.config.picture_tokens} codes are given: there is nothing left to draw")
+    for picture in pictures:
+        check_window(model, len(picture.prompt), model.config.picture_tokens)
+
+
+def begin(
+    model: Janus,
+    pictures: Sequence[Picture],
+    pad_id: int,
+    guidance: float,
+    sampling: Sampling,
+    noise: Noise | None,
+    prefixes: Prefixes,
+) -> tuple[Board, Tensor]:
+    """The board that the prefixes keep, or a new one, with these pictures begun; and hidden states (R, D)."""
+    prompts = [picture.prompt for picture in pictures]
+    if guidance != 1:
+        prompts += [unconditional(picture.prompt, pad_id) for picture in pictures]
+    rows = [prefixes.of(prompt) for prompt in prompts]
+    longest = max(row.length for row in rows)
+    board = prefixes.board
+    if board is None or not board.serves(len(pictures), longest, guidance, sampling, noise):
+        prefixes.board = None  # its memory, before the next one takes as much
+        board = prefixes.board = Board(model, len(pictures), longest, guidance, sampling, noise)
+    return board, board.begin(pictures, rows)
+
+
+class Board:
+    """Pictures that are drawn side by side: their cache, their noise, and the step that adds a code to each.
+
+    It serves as many pictures as it was made for, batch after batch: what a GPU recorded for the first draws
+    them all.
+    """
+
+    def __init__(
+        self,
+        model: Janus,
+        count: int,
+        longest_prompt: int,
+        guidance: float,
+        sampling: Sampling,
+        noise: Noise | None = None,
+    ) -> None:
+        device = model.device
+        self.model, self.count = model, count
+        self.guidance, self.sampling, self.noise = guidance, sampling, noise
+        self.cache = StaticCache(
+            model.language.config,
+            count * (1 if guidance == 1 else 2),
+            # The last code is chosen, never fed.
+            longest_prompt + model.config.picture_tokens - 1,
+            device=device,
+            dtype=model.dtype,
+        )
+        self.patterns = torch.zeros(count, dtype=torch.long, device=device)
+        self.numbers = torch.zeros(count, dtype=torch.long, device=device)
+        # Top-p needs the whole distribution in order, and noise from elsewhere is not to be computed.
+        self.at_once = noise is None and not sampling.sorts
+        self.step = Step(
+            model,
+            self.cache,
+            tokens=torch.zeros(count, dtype=torch.long, device=device),
+            place=torch.zeros(1, dtype=torch.long, device=device),
+            feed=self.feed,
+            pick=self.pick,
+            recordable=noise is None,
+        )
+
+    def serves(
+        self, count: int, longest_prompt: int, guidance: float, sampling: Sampling, noise: Noise | None
+    ) -> bool:
+        """Whether a batch can be drawn on this board, as it was made for."""
+        wanted = (count, guidance, sampling, noise)
+        room = longest_prompt + self.model.config.picture_tokens - 1
+        return (
+            wanted == (self.count, self.guidance, self.sampling, self.noise) and room <= self.cache.capacity
+        )
+
+    def begin(self, pictures: Sequence[Picture], rows: list[Prefix]) -> Tensor:
+        """Continue these prefixes by the codes that the pictures start with; -> the last hidden states."""
+        self.cache.fill(rows)
+        self.patterns.copy_(seed_patterns([picture.seed for picture in pictures]))
+        self.numbers.copy_(torch.tensor([picture.number & WORD for picture in pictures]))
+        start = len(pictures[0].start)
+        self.step.place.fill_(start)
+        hidden = torch.stack([row.hidden for row in rows])
+        if start:
+            codes = torch.tensor([picture.start for picture in pictures], device=self.model.device)
+            hidden = self.model.hidden_states(self.feed(codes), None, self.cache)[:, -1]
+        return hidden
+
+    def feed(self, codes: Tensor) -> Tensor:
+        """Codes (P,) or (P, S) -> embeddings (R, S, D) for both kinds of row."""
+        codes = codes[:, None] if codes.ndim == 1 else codes
+        return self.model.embed_codes(codes).repeat(self.cache.rows // self.count, 1, 1)
+
+    def pick(self, hidden: Tensor, place: Tensor) -> tuple[Tensor, ...]:
+        """-> the codes (P,), and the logits (R, V) that they were chosen by."""
+        logits = self.model.image_logits(hidden).float()
+        return self.choose(logits, place), logits
+
+    def choose(self, logits: Tensor, place: Tensor) -> Tensor:
+        """The codes (P,) that logits (R, V) give with the noise of a place, (1,)."""
+        conditional, baseline = self.split(logits)
+        if self.at_once:
+            return sample(
+                conditional,
+                baseline,
+                seeds=self.patterns,
+                numbers=self.numbers,
+                position=place,
+                guidance=self.guidance,
+                temperature=self.sampling.temperature,
+                top_k=self.sampling.top_k,
+            )
+        combined = conditional if baseline is None else guide(conditional, baseline, self.guidance)
+        return choose(combined, self.sampling, self._noise(place))
+
+    def _noise(self, place: Tensor) -> Tensor | None:
+        if self.sampling.greedy:
+            return None
+        if self.noise is not None:
+            return self.noise(int(place))
+        codes = self.model.config.vq.codes
+        return exponential(philox(*noise_address(self.patterns, self.numbers, place, codes)), codes)
+
+    def split(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The logits of the conditional rows and, with guidance, of the others."""
+        return logits[: self.count], logits[self.count :] if self.guidance != 1 else None
+
+    def shown(self, position: int, chosen: tuple[Tensor, ...]) -> DrawStep:
+        """What was chosen, kept from being overwritten by the next step."""
+        codes, logits = (tensor.clone() for tensor in chosen)
+        return DrawStep(position, *self.split(logits), codes)
