@@ -16,14 +16,16 @@ from torch import Tensor, nn
 from janus.models.llama import JoinedLinear
 
 ROWS = 2  # for which oneDNN chooses the order: those of a guided step; it serves hundreds as well
+LARGEST = 256 << 20  # bytes of a weight that is packed: for a moment there are two of it
 FEWEST = 4  # rows that are computed at least: without AMX, oneDNN takes longer for one or two
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether a weight on this device and of this dtype gains by packing."""
+    """Whether a weight of this dtype, on this device and no larger than that, gains by packing."""
     return (
         weight.device.type == "cpu"
         and weight.dtype == torch.bfloat16
+        and weight.nbytes <= LARGEST
         and platform.machine().lower() in ("x86_64", "amd64")
         and torch.backends.mkldnn.is_available()
         and torch.ops.mkldnn._is_mkldnn_bf16_supported()
