@@ -11,9 +11,9 @@ from janus.models.packed import PackedLinear, packs
 def prepare(model: Janus, *, compile: bool = False) -> Janus:
     """Pack the linear layers that gain by it, one by one in place, and return the model.
 
-    On a CPU in bfloat16 these are all but very large ones; elsewhere there is nothing to do. Packed weights cannot be
-    trained: for that, take the model of `janus.weights.load`. `compile` has torch.compile fuse what lies
-    between them in a step of the language model, once for all layers, when the first step is taken. It
+    On a CPU in bfloat16 these are all but very large ones; elsewhere there is nothing to do. Packed weights
+    cannot be trained: for that, take the model of `janus.weights.load`. `compile` has torch.compile fuse what
+    lies between them in a step of the language model, once for all layers, when the first step is taken. It
     changes nothing beyond rounding.
     """
     tied = model.language.head if model.config.language.tied_head else None
