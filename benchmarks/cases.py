@@ -264,6 +264,34 @@ ROTARY = tuple(_language("rotary", "rotary positions and write to the cache"))
 SWIGLU = tuple(_language("swiglu", "SwiGLU"))
 
 
+# --- linear layers of a step ---
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearCase(Case):
+    rows: int
+    inputs: int
+    outputs: int
+
+
+def _linear() -> Iterator[LinearCase]:
+    """Gate and up, the largest of a layer, at the rows of one answer, and of 1, 4 and 16 guided pictures."""
+    for size, config in MODELS.items():
+        for rows in (1, 2, 8, 32):
+            yield LinearCase(
+                name=f"linear_{rows}_{size}_bf16",
+                dtype=torch.bfloat16,
+                cpu=size == "1b",
+                quick=size == "1b" and rows == 2,
+                rows=rows,
+                inputs=config.language.width,
+                outputs=2 * config.language.mlp_width,
+            )
+
+
+LINEAR = tuple(_linear())
+
+
 # --- choosing codes ---
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import compare
-from cases import ModelCase
+from cases import Case, ModelCase
 from janus.config import LanguageConfig
 from janus.inference.cache import bytes_per_position
 from janus.inference.prepare import prepare
@@ -183,7 +183,7 @@ WHOLE = {torch.bfloat16: 0.1}
 FEWER_BITS = {"janus-int8": 0.1, "janus-int4": 0.8}
 
 
-def problem(case: ModelCase, name: str, result: Any, expected: Any) -> str | None:
+def problem(case: Case, name: str, result: Any, expected: Any) -> str | None:
     """How floats that come out of a whole model differ by more than they may, or None."""
     if name not in FEWER_BITS:
         return compare.problem(result, expected, case.dtype, WHOLE.get(case.dtype))

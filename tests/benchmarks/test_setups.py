@@ -14,7 +14,16 @@ import torch
 import bench_load
 import models
 import run
-from cases import AttentionCase, Case, CodebookCase, DecodeCase, LanguageCase, ModelCase, SampleCase
+from cases import (
+    AttentionCase,
+    Case,
+    CodebookCase,
+    DecodeCase,
+    LanguageCase,
+    LinearCase,
+    ModelCase,
+    SampleCase,
+)
 from janus.config import JanusConfig
 from measure import differs, ready, title
 
@@ -70,6 +79,7 @@ SMALL: dict[type[Case], Callable[[Any], Case]] = {
     CodebookCase: lambda case: replace(case, pictures=min(case.pictures, 2), side=3, codes=200),
     DecodeCase: small_decode,
     LanguageCase: small_layer,
+    LinearCase: lambda case: replace(case, inputs=64, outputs=96),
     ModelCase: small_model,
     SampleCase: lambda case: replace(case, pictures=min(case.pictures, 3), codes=256, top_k=case.top_k // 20),
 }
