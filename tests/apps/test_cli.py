@@ -14,7 +14,7 @@ from PIL import Image
 
 import janus
 from janus.apps import cli, info
-from janus.inference import speculate
+from janus.inference import draw
 from janus.weights.load import inspect, load
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -100,13 +100,13 @@ def test_only_the_first_of_parallel_processes_writes_and_prints(
 
 def test_draw_speculates(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     windows: list[int] = []
-    steps = speculate.speculative_steps
+    steps = draw.speculative_steps
 
     def noted(*given: Any, window: int, **options: Any) -> Any:
         windows.append(window)
         return steps(*given, window=window, **options)
 
-    monkeypatch.setattr(speculate, "speculative_steps", noted)
+    monkeypatch.setattr(draw, "speculative_steps", noted)
     common = ["draw", "a cat", "--seed", "3", "-m", checkpoint, "--dtype", "float32", "-o"]
     assert cli.main([*common, str(tmp_path / "one.png")]) == 0
     assert windows == []
