@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from janus.config import JanusConfig
-from janus.inference import speculate
+from janus.inference import draw
 from janus.inference.board import DrawStep, Picture, Prefixes, unconditional
 from janus.inference.draw import draw_codes, draw_steps
 from janus.inference.prepare import prepare
@@ -275,7 +275,7 @@ def test_an_option_that_is_no_window_raises(option: Any, model: Janus) -> None:
 def test_no_window_is_one_code_after_another(
     model: Janus, counted: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(speculate, "speculative_steps", lambda *given, **options: pytest.fail("speculated"))
+    monkeypatch.setattr(draw, "speculative_steps", lambda *given, **options: pytest.fail("speculated"))
     for option in (None, False, 0, 1):
         with counted(model) as runs:
             next(draw_codes(model, pictures_of(1), pad_id=PAD, speculate=option))
