@@ -1,8 +1,7 @@
 """One rank of a tensor-parallel run, for test_tensor_parallel.py: torchrun starts two of it on the CPU.
 
 `rank.py FOLDER CHECKPOINT...` writes what each rank of each checkpoint computes and holds to
-FOLDER/<rank>.pt, and answers the lines of its standard input with the command line's chat. Then the last rank
-raises while the other goes on.
+FOLDER/<rank>.pt, and answers the lines of its standard input with the command line's chat.
 """
 
 import sys
@@ -115,10 +114,6 @@ def main(folder: str, *checkpoints: str) -> None:
     options = ["-m", checkpoints[0], "--device", "cpu", "--dtype", "float32", "--max-new-tokens", "5"]
     assert cli.main(["chat", "--tensor-parallel", *options]) == 0
     assert not distributed.is_initialized()
-    pipe = janus.load(checkpoints[0], device="cpu", dtype="float32", tensor_parallel=True)
-    if distributed.get_rank() == distributed.get_world_size() - 1:
-        raise MemoryError("this rank fails")
-    pipe.ask("Hi")
 
 
 if __name__ == "__main__":
