@@ -8,11 +8,9 @@ from torch import Tensor
 import compare
 from cases import SAMPLE, SampleCase
 from janus.kernels.sample import (
-    exponential,
+    exponential_noise,
     guide,
     keep_top,
-    noise_address,
-    philox,
     sample,
     sample_reference,
 )
@@ -88,5 +86,5 @@ def problem(
     if name == "multinomial":
         chosen = logits.log_softmax(dim=-1).gather(1, result[:, None])
         return None if bool((chosen > -20).all()) else "a code that is all but impossible was drawn"
-    noise = exponential(philox(*noise_address(seeds, numbers, position, case.codes)), case.codes)
+    noise = exponential_noise(seeds, numbers, position, case.codes)
     return compare.near_tie(result, expected, keep_top(logits, case.top_k) - noise.double().log(), NOISE)

@@ -70,6 +70,11 @@ def exponential(words: tuple[Tensor, ...], codes: int) -> Tensor:
     return -torch.log1p(-uniform.clamp_max(LARGEST_UNIFORM))
 
 
+def exponential_noise(seeds: Tensor, numbers: Tensor, position: Tensor | int, codes: int) -> Tensor:
+    """The noise (B, codes) at a position, of pictures (or answers) with these seeds and numbers, (B,)."""
+    return exponential(philox(*noise_address(seeds, numbers, position, codes)), codes)
+
+
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
     """Classifier-free guidance on logits, as the original computes it."""
     return unconditional + guidance * (conditional - unconditional)
@@ -105,7 +110,7 @@ def sample_reference(
     if temperature == 0:
         return logits.argmax(dim=-1)
     codes = logits.shape[-1]
-    noise = exponential(philox(*noise_address(seeds, numbers, position.view(1), codes)), codes)
+    noise = exponential_noise(seeds, numbers, position.view(1), codes)
     return race(keep_top(logits / temperature, top_k), noise)
 
 

@@ -8,17 +8,12 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_whole
-from janus.devices import free_memory
-from janus.inference.cache import Prefix, StaticCache, bytes_per_position
-from janus.inference.ranks import from_all_ranks
+from janus.inference.batch import at_once
+from janus.inference.cache import Prefix, StaticCache
 from janus.inference.sampling import Sampling
 from janus.inference.step import Step
-from janus.inference.text import Chooser, check_window, prefill
+from janus.inference.text import Chooser, check_window, read_alone
 from janus.models.janus import Janus
-
-# Without a batch size: so many answers at once at most, and caches within this share of the free memory.
-MOST_ANSWERS = 16
-MEMORY_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -28,17 +23,6 @@ class Question:
     ids: Tensor
     pixels: Tensor
     image_mask: Tensor
-
-
-def answers_at_once(model: Janus, positions: int) -> int:
-    """How many rows of so many positions: at most 16, with caches in at most half of the free memory.
-
-    Of the ranks of a model split over several, what the fullest has room for.
-    """
-    free = free_memory(model.device)
-    each = positions * bytes_per_position(model.language.config, model.dtype)
-    fitting = MOST_ANSWERS if free is None else int(free * MEMORY_SHARE) // each
-    return max(1, min(MOST_ANSWERS, *from_all_ranks(model, fitting)))
 
 
 @torch.no_grad()
@@ -55,7 +39,7 @@ def answer(
     """The tokens of each answer, in the questions' order, up to `end_id` (not among them) or the count.
 
     Each is what it would be alone: prompts are read one by one, rows do not see each other's padding, and
-    each draws the noise of the seed and its own steps. Without a batch size it is `answers_at_once`.
+    each draws the noise of the seed and its own steps. Without a batch size it is `at_once`.
     """
     require_whole("max_new_tokens", max_new_tokens, least=1)
     if batch_size is not None:
@@ -64,10 +48,12 @@ def answer(
         check_window(model, len(question.ids), max_new_tokens)
     if not questions:
         return []
-    longest = max(len(question.ids) for question in questions) + max_new_tokens
-    rows = min(len(questions), batch_size or answers_at_once(model, longest))
+    # Room for twice the longest answer, so that rows are seldom moved to make more.
+    capacity = max(len(question.ids) for question in questions) + 2 * max_new_tokens
+    count = min(len(questions), batch_size or at_once(model, capacity))
     answers: list[list[int]] = [[] for _ in questions]
-    for number, token in _Rows(model, questions, rows, end_id, max_new_tokens, sampling, seed).run():
+    rows = _Rows(model, questions, count, capacity, end_id, max_new_tokens, sampling, seed)
+    for number, token in rows.run():
         answers[number].append(token)
     return answers
 
@@ -80,6 +66,7 @@ class _Rows:
         model: Janus,
         questions: Sequence[Question],
         rows: int,
+        capacity: int,
         end_id: int,
         max_new_tokens: int,
         sampling: Sampling,
@@ -88,9 +75,6 @@ class _Rows:
         language, device = model.language.config, model.device
         self.model, self.questions = model, questions
         self.end_id, self.max_new_tokens = end_id, max_new_tokens
-        longest = max(len(question.ids) for question in questions)
-        # Twice what a row can need, so that rows are seldom moved to make room.
-        capacity = longest + 2 * max_new_tokens
         self.cache = StaticCache(language, rows, capacity, device=device, dtype=model.dtype)
         self.choose = Chooser(model, sampling, [seed] * rows, None)
         self.step = Step(
@@ -167,8 +151,6 @@ class _Rows:
 
     def _read(self, number: int) -> Prefix:
         """What a question leaves in a cache of its own."""
-        question, model = self.questions[number], self.model
-        embeds = model.embed(question.ids[None], question.pixels, question.image_mask[None])
-        cache = StaticCache(model.language.config, 1, embeds.shape[1], device=model.device, dtype=model.dtype)
-        hidden = prefill(model, embeds, None, cache)
-        return Prefix(cache.keys[:, 0], cache.values[:, 0], hidden[0])
+        question = self.questions[number]
+        embeds = self.model.embed(question.ids[None], question.pixels, question.image_mask[None])
+        return read_alone(self.model, embeds)

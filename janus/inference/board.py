@@ -15,8 +15,8 @@ from janus.checks import require_number
 from janus.inference.cache import Prefix, StaticCache
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
-from janus.inference.text import check_window
-from janus.kernels.sample import WORD, exponential, guide, noise_address, philox, sample, seed_patterns
+from janus.inference.text import check_window, read_alone
+from janus.kernels.sample import WORD, exponential_noise, guide, sample, seed_patterns
 from janus.models.janus import Janus
 
 
@@ -55,11 +55,8 @@ class Prefixes:
     def of(self, ids: tuple[int, ...]) -> Prefix:
         """The prefix that this sequence leaves, computed alone: no prompt beside it can change it."""
         if ids not in self.known:
-            model = self.model
-            cache = StaticCache(model.language.config, 1, len(ids), device=model.device, dtype=model.dtype)
-            embeds = model.embed(torch.tensor([ids], device=model.device))
-            hidden = model.hidden_states(embeds, None, cache)
-            self.known[ids] = Prefix(cache.keys[:, 0], cache.values[:, 0], hidden[0, -1])
+            embeds = self.model.embed(torch.tensor([ids], device=self.model.device))
+            self.known[ids] = read_alone(self.model, embeds)
         return self.known[ids]
 
     def forget_all_but(self, wanted: Sequence[tuple[int, ...]]) -> None:
@@ -205,8 +202,7 @@ class Board:
             return None
         if self.noise is not None:
             return self.noise(int(place))
-        codes = self.model.config.vq.codes
-        return exponential(philox(*noise_address(self.patterns, self.numbers, place, codes)), codes)
+        return exponential_noise(self.patterns, self.numbers, place, self.model.config.vq.codes)
 
     def split(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits of the conditional rows and, with guidance, of the others."""

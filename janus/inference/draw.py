@@ -13,17 +13,11 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_whole
-from janus.devices import free_memory
+from janus.inference.batch import at_once
 from janus.inference.board import DrawStep, Picture, Prefixes, begin, check_pictures, unconditional
-from janus.inference.cache import bytes_per_position
-from janus.inference.ranks import from_all_ranks
 from janus.inference.sampling import Noise, Sampling
 from janus.inference.speculate import speculative_steps, window_of
 from janus.models.janus import Janus
-
-# Without a batch size: so many pictures at once at most, and caches within this share of the free memory.
-MOST_PICTURES = 16
-MEMORY_SHARE = 0.5
 
 
 def draw_steps(
@@ -66,16 +60,9 @@ def _steps(
 
 
 def pictures_at_once(model: Janus, longest_prompt: int, guidance: float) -> int:
-    """How many pictures to draw together: at most 16, with caches in at most half of the free memory.
-
-    Of the ranks of a model split over several, what the fullest has room for.
-    """
+    """How many pictures to draw together: at most 16, with caches in at most half of the free memory."""
     rows = 1 if guidance == 1 else 2
-    length = longest_prompt + model.config.picture_tokens
-    bytes_each = rows * length * bytes_per_position(model.language.config, model.dtype)
-    free = free_memory(model.device)
-    fitting = MOST_PICTURES if free is None else int(free * MEMORY_SHARE) // bytes_each
-    return max(1, min(MOST_PICTURES, *from_all_ranks(model, fitting)))
+    return at_once(model, rows * (longest_prompt + model.config.picture_tokens))
 
 
 def draw_codes(

@@ -14,15 +14,7 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_number, require_whole
-from janus.kernels.sample import (
-    WORD,
-    exponential,
-    keep_top,
-    noise_address,
-    philox,
-    race,
-    seed_patterns,
-)
+from janus.kernels.sample import WORD, exponential_noise, keep_top, race, seed_patterns
 
 Noise = Callable[[int], Tensor]  # from a position to exponentially distributed (B, V)
 COLDEST = 1e-6  # below it, logits divided by the temperature could leave the range of float32
@@ -96,6 +88,6 @@ def seeded_noise(seeds: Sequence[int], rows: Sequence[int], tokens: int, device:
     )
 
     def noise(position: int) -> Tensor:
-        return exponential(philox(*noise_address(patterns, numbers, position, tokens)), tokens)
+        return exponential_noise(patterns, numbers, position, tokens)
 
     return noise

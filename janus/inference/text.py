@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_whole
-from janus.inference.cache import StaticCache
+from janus.inference.cache import Prefix, StaticCache
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
-from janus.kernels.sample import exponential, noise_address, philox, seed_patterns
+from janus.kernels.sample import exponential_noise, seed_patterns
 from janus.models.janus import Janus
 
 GREEDY = Sampling(temperature=0)
@@ -87,6 +87,14 @@ def prefill(model: Janus, embeds: Tensor, mask: Tensor | None, cache: StaticCach
     return hidden[:, -1]
 
 
+def read_alone(model: Janus, embeds: Tensor) -> Prefix:
+    """What one prompt (1, S, D) leaves in a cache of its own: no prompt beside it can change it."""
+    length = embeds.shape[1]
+    cache = StaticCache(model.language.config, 1, length, device=model.device, dtype=model.dtype)
+    hidden = prefill(model, embeds, None, cache)
+    return Prefix(cache.keys[:, 0], cache.values[:, 0], hidden[0])
+
+
 class Chooser:
     """Chooses each row's next token: greedily, or by the noise of its seed and its own count of steps."""
 
@@ -106,8 +114,7 @@ class Chooser:
             return self.noise(int(place[0]))
         tokens = self.model.config.language.vocabulary
         patterns = self.patterns[: len(place)]
-        address = noise_address(patterns, torch.zeros_like(patterns), place[:, None], tokens)
-        return exponential(philox(*address), tokens)
+        return exponential_noise(patterns, torch.zeros_like(patterns), place[:, None], tokens)
 
 
 @torch.no_grad()

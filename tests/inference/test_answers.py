@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from janus.inference import answers as answers_module
-from janus.inference import text
-from janus.inference.answers import Question, answer, answers_at_once
+from janus.inference import batch, text
+from janus.inference.answers import Question, answer
+from janus.inference.batch import at_once
 from janus.inference.cache import StaticCache
 from janus.inference.sampling import Sampling
 from janus.inference.text import generate, prefill
@@ -141,8 +142,8 @@ def test_nothing_asked_and_wrong_numbers(model: Janus) -> None:
 
 def test_rows_fit_the_free_memory(model: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, rows in ((None, 16), (0, 1), (1 << 60, 16)):
-        monkeypatch.setattr(answers_module, "free_memory", lambda device, free=free: free)
-        assert answers_at_once(model, 100) == rows
+        monkeypatch.setattr(batch, "free_memory", lambda device, free=free: free)
+        assert at_once(model, 100) == rows
 
 
 @pytest.mark.parametrize("piece", [1, 3, 7, 100])

@@ -294,7 +294,7 @@ def test_pictures_at_once(
     # 3 layers of 4 heads of 16 numbers of 4 bytes, keys and values; half of the memory is used.
     bytes_of_a_row = (20 + CODES) * 2 * 3 * 4 * 16 * 4
     given = None if free is None else int(free * 2 * bytes_of_a_row)
-    monkeypatch.setattr("janus.inference.draw.free_memory", lambda device: given)
+    monkeypatch.setattr("janus.inference.batch.free_memory", lambda device: given)
     assert pictures_at_once(model, 20, guidance) == expected
 
 

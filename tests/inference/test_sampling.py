@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-import janus.inference.sampling as sampling_module
 from janus.inference.sampling import Sampling, choose, limit, seeded_noise
+from janus.kernels import sample as sample_module
 from janus.kernels.sample import WORD, guide, philox
 
 CPU = torch.device("cpu")
@@ -91,7 +91,7 @@ def test_seeds_count_modulo_64_bits() -> None:
 def test_extreme_words_give_positive_finite_noise(word: int, monkeypatch: pytest.MonkeyPatch) -> None:
     # 1 - 2^-33 rounds to 1 in float32: its noise would be infinite, and not even a certain token would win.
     monkeypatch.setattr(
-        sampling_module, "philox", lambda key, counter: (torch.full_like(counter[0], word),) * 4
+        sample_module, "philox", lambda key, counter: (torch.full_like(counter[0], word),) * 4
     )
     drawn = noise([0], [0], tokens=4)
     assert ((drawn > 0) & drawn.isfinite()).all()
