@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import models
 from cases import LINEAR, LinearCase
-from janus.models.packed import PackedLinear, packs
+from janus.models.packed import PackedLinear, pack
 from janus.models.quantized import QUANTIZATIONS, Quantization, QuantizedLinear, quantize_weight
 from measure import Cost
 from timer import Call
@@ -47,8 +47,8 @@ def layer(weight: Tensor) -> nn.Linear:
 
 
 def packed(x: Tensor, weight: Tensor) -> Call:
-    linear = layer(weight)
-    made = PackedLinear(linear) if packs(weight) else linear
+    linear, order = layer(weight), pack(weight)
+    made = linear if order is None else PackedLinear(linear, order)
     return lambda: made(x)
 
 

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import torch
 
+from janus import cpu
+
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """The device named, checked to be there; without a name cuda, then mps, then cpu.
@@ -46,11 +48,19 @@ def computes_bfloat16(device: torch.device) -> bool:
 
 
 def resolve_dtype(
-    dtype: str | torch.dtype | None, device: torch.device, stored: torch.dtype = torch.float32
+    dtype: str | torch.dtype | None,
+    device: torch.device,
+    stored: torch.dtype = torch.float32,
+    *,
+    quantized: bool = False,
 ) -> torch.dtype:
-    """The dtype named; without a name the stored one where the device computes it well, else float32."""
+    """The dtype named; without a name the stored one where the device computes it well, else float32.
+
+    Beside `quantized` weights an x86 CPU always computes bfloat16 best: aten's kernels are written for it.
+    """
     if dtype is None:
-        if stored == torch.bfloat16 and computes_bfloat16(device):
+        suits = computes_bfloat16(device) or (quantized and device.type == "cpu" and cpu.is_x86())
+        if stored == torch.bfloat16 and suits:
             return stored
         return stored if stored == torch.float16 and device.type in ("cuda", "mps") else torch.float32
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from janus import cpu
 from janus.kernels import choice
 from janus.kernels.launch import DTYPES, blocks, kernel, launch, tl
 
@@ -106,6 +107,8 @@ def _chunks(weight: Tensor, size: int | None = None) -> list[slice]:
 
 def quantized_linear_reference(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
     """As `quantized_linear`. A few outputs at a time, so that the weights are never floats all at once."""
+    if cpu.widens(x.device, x.dtype):
+        return quantized_linear_reference(x.float(), weight, scale).to(x.dtype)
     if bits_of(weight) == 8 and x.dtype != torch.float16:  # the sum of unscaled products leaves its range
         parts = [x @ weight[chunk].to(x.dtype).t() for chunk in _chunks(weight)]
         product = _joined(parts) * scale.to(x.dtype)
@@ -208,12 +211,13 @@ def packed_linear(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     """As `quantized_linear`, of what `pack` made."""
     if torch.compiler.is_compiling():  # the order of the bytes is found by looking at values
         return packed_linear_op(x, packed, scale)
-    if x.dtype == torch.float16:  # of which CPUs have no fast products
-        return packed_linear(x.float(), packed, scale).half()
+    few = _aten_serves(x, packed)
+    if not few and (x.dtype == torch.float16 or cpu.widens(x.device, x.dtype)):
+        return packed_linear(x.float(), packed, scale).to(x.dtype)
     outputs, inputs = packed.shape[0], packed.shape[1] * 2
     rows = x.reshape(-1, inputs)
     groups = scale.transpose(0, 1).to(x.dtype)  # (G, N, 2)
-    if _aten_serves(x, packed):
+    if few:
         product = torch.ops.aten._weight_int4pack_mm_for_cpu(
             rows.contiguous(), packed, inputs // len(groups), groups.contiguous()
         )

@@ -92,6 +92,19 @@ def test_dtype_without_a_name(
 
 
 @pytest.mark.parametrize(
+    ("machine", "device", "expected"),
+    [("x86_64", CPU, torch.bfloat16), ("aarch64", CPU, torch.float32), ("x86_64", MPS, torch.float32)],
+)
+def test_beside_quantised_weights_an_x86_cpu_computes_bfloat16(
+    machine: str, device: torch.device, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "computes_bfloat16", lambda _: False)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    assert resolve_dtype(None, device, torch.bfloat16, quantized=True) == expected
+    assert resolve_dtype(None, device, torch.float32, quantized=True) == torch.float32
+
+
+@pytest.mark.parametrize(
     ("dtype", "expected"),
     [("bfloat16", torch.bfloat16), ("float16", torch.float16), (torch.float32, torch.float32)],
 )

@@ -90,7 +90,9 @@ def load(
 
         tensor_parallel(model, mesh)
     rank = 0 if mesh is None else mesh.get_local_rank()
-    fill(checkpoint, target_device, resolve_dtype(dtype, target_device, checkpoint.dtype), rank)
+    quantized = model.config.quantization is not None
+    target_dtype = resolve_dtype(dtype, target_device, checkpoint.dtype, quantized=quantized)
+    fill(checkpoint, target_device, target_dtype, rank)
     model.files = read_side_files(checkpoint.folder)
     return model.eval()
 

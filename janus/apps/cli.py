@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -376,6 +377,24 @@ def build_parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; -> its exit status. What a user can cause is one line on stderr and status 2."""
     options = build_parser().parse_args(arguments)
+    if not _is_parallel(options):
+        return _run(options)
+    from janus.inference.ranks import abandon
+
+    try:
+        status = _run(options)
+    except Exception:
+        traceback.print_exc()
+        abandon(1)
+    if status:
+        abandon(status)
+    from torch.distributed import destroy_process_group
+
+    destroy_process_group()
+    return status
+
+
+def _run(options: argparse.Namespace) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(
             errors="replace"
@@ -386,10 +405,6 @@ def main(arguments: list[str] | None = None) -> int:
             warnings.showwarning = lambda text, *_: print(f"janus: warning: {text}", file=sys.stderr)
             status = options.run(options)
             sys.stdout.flush()  # here, where a closed pipe is understood, and not as Python exits
-            if _is_parallel(options):
-                from torch.distributed import destroy_process_group
-
-                destroy_process_group()
             return status
     except BrokenPipeError:
         # Whoever read the output has seen enough; what is still buffered has nowhere to go.

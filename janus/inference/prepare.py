@@ -5,14 +5,14 @@ from torch import nn
 
 from janus.models.janus import Janus
 from janus.models.llama import Block, JoinedLinear
-from janus.models.packed import PackedLinear, packs
+from janus.models.packed import PackedLinear, pack
 
 
 def prepare(model: Janus, *, compile: bool = False) -> Janus:
     """Pack the linear layers that gain by it, one by one in place, and return the model.
 
-    On a CPU in bfloat16 these are all but very large ones; elsewhere there is nothing to do. Packed weights
-    cannot be trained: for that, take the model of `janus.weights.load`. `compile` has torch.compile fuse what
+    On an x86 CPU in 16 bits these are all but very large ones; elsewhere there is nothing to do. Packed
+    weights cannot be trained: for that, take the model of `janus.weights.load`. `compile` has torch.compile fuse what
     lies between them in a step of the language model, once for all layers, when the first step is taken. It
     changes nothing beyond rounding.
     """
@@ -23,8 +23,8 @@ def prepare(model: Janus, *, compile: bool = False) -> Janus:
         for name, layer in list(module.named_children()):
             if not isinstance(layer, nn.Linear) or type(layer) not in (nn.Linear, JoinedLinear):
                 continue  # a subclass of somebody else's may compute something else
-            if layer is not tied and packs(layer.weight):
-                setattr(module, name, PackedLinear(layer))
+            if layer is not tied and (packed := pack(layer.weight.detach())) is not None:
+                setattr(module, name, PackedLinear(layer, packed))
     if compile:
         model.language.fixed_step = torch.compile(Block.__call__, dynamic=False)
     return model

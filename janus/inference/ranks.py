@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import distributed
@@ -67,3 +68,14 @@ def from_all_ranks(model: Janus, value: Any) -> list[Any]:
     values: list[Any] = [None] * mesh.size()
     distributed.all_gather_object(values, value, group=mesh.get_group())
     return values
+
+
+def abandon(status: int) -> NoReturn:
+    """End this process at once, as one of several that has failed.
+
+    The others wait for it in a collective, and the destructors of an ordinary exit would wait for them:
+    `torchrun` ends them only when this one is gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)

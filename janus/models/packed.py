@@ -1,85 +1,178 @@
-"""Linear layers whose weight lies in the order in which the CPU's bfloat16 matrix kernels read it.
+"""Linear layers whose weight lies in the order in which the CPU's matrix kernels read it.
 
-oneDNN rearranges a plain weight anew at each call, which a step of one or two rows does not earn back (see
-docs/performance.md). The numbers are the same bit for bit, save that a bias is added before rounding.
-Only the packed copy is kept: `weight`, and what is saved, is unpacked when it is asked for.
+A step of one or two rows does little but read weights, so it should read them once, as they lie. Two
+libraries that PyTorch brings do so with weights of 16 bits:
+
+- oneDNN, in bfloat16, where the CPU has instructions for it. Called with a plain weight it rearranges that
+  anew each time. The numbers are the same bit for bit, save that a bias is added before rounding.
+- FBGEMM, on other x86 CPUs: weights in float16, all else in float32. Scaled by a power of two, float16 holds
+  bfloat16 weights to the bit.
+
+Only the packed copy is kept: `weight`, and what is saved, is unpacked when it is asked for. The figures are
+in docs/performance.md.
 """
 
-import platform
+from __future__ import annotations
+
+import math
 from collections.abc import Callable
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from janus import cpu
 from janus.models.llama import JoinedLinear
 
-ROWS = 2  # for which oneDNN chooses the order: those of a guided step; it serves hundreds as well
-LARGEST = 256 << 20  # bytes of a weight that is packed: for a moment there are two of it
-FEWEST = 4  # rows that are computed at least: without AMX, oneDNN takes longer for one or two
+
+class Packed(Protocol):
+    """A weight (N, K) in a library's own order."""
+
+    dtype: torch.dtype  # of the weight, and of the inputs that its product takes
+
+    def dense(self) -> Tensor:
+        """The weight itself, to the bit: a copy."""
+
+    def product(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        """(R, K) -> (R, N)."""
 
 
-def packs(weight: Tensor) -> bool:
-    """Whether a weight of this dtype, on this device and no larger than that, gains by packing."""
-    return (
-        weight.device.type == "cpu"
-        and weight.dtype == torch.bfloat16
-        and weight.nbytes <= LARGEST
-        and platform.machine().lower() in ("x86_64", "amd64")
-        and torch.backends.mkldnn.is_available()
-        and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    )
+class OneDNN:
+    """bfloat16 in oneDNN's order."""
+
+    ROWS = 2  # for which oneDNN chooses the order: those of a guided step; it serves hundreds as well
+    LARGEST = 256 << 20  # bytes of a weight that is packed: for a moment there are two of it
+    FEWEST = 4  # rows that are computed at least: without AMX, oneDNN takes longer for one or two
+    dtype = torch.bfloat16
+
+    def __init__(self, weight: Tensor) -> None:
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), self.ROWS)
+
+    @classmethod
+    def of(cls, weight: Tensor) -> OneDNN | None:
+        """The weight packed, or None where that would not gain."""
+        gains = weight.dtype == torch.bfloat16 and cpu.is_x86() and cpu.has_onednn(torch.bfloat16)
+        return cls(weight) if gains and weight.nbytes <= cls.LARGEST else None
+
+    def dense(self) -> Tensor:
+        return self.packed.to_dense()
+
+    def product(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        few = 0 < len(rows) < self.FEWEST
+        padded = F.pad(rows, (0, 0, 0, self.FEWEST - len(rows))) if few else rows
+        return torch.ops.mkldnn._linear_pointwise(padded, self.packed, bias, "none", [], "")[: len(rows)]
+
+
+class Half:
+    """float16 in FBGEMM's order, times a power of two that the inputs are divided by.
+
+    The largest weight comes to lie just below float16's largest, so that one 2^29 times smaller still has all
+    bits of a bfloat16. The few that are lost beyond are kept beside for `dense`; in products they are less
+    than a rounding of float32.
+    """
+
+    CHUNK = 1 << 23  # weights of a block: they are float32 for a moment, and blocks are packed side by side
+    LARGEST = OneDNN.LARGEST
+    MOST_LOST = 2**-10  # the share of a weight's numbers that may be kept beside
+    TOP = 15  # the largest number is brought below 2^15; float16 reaches nearly 2^16
+
+    def __init__(self, weight: Tensor) -> None:
+        self.dtype = weight.dtype
+        largest = float(weight.abs().max())
+        exponent = self.TOP - math.frexp(largest)[1] if largest else 0
+        self.scale = 2.0 ** max(-100, min(100, exponent))
+        rows = max(1, self.CHUNK // weight.shape[1] // 64 * 64)
+        lost = []
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            packing = []
+            for first in range(0, len(weight), rows):
+                scaled = weight[first : first + rows].float() * self.scale
+                lost.append((scaled.half() != scaled).nonzero() + torch.tensor([first, 0]))
+                packing.append(pool.submit(torch.ops.quantized.linear_prepack_fp16, scaled, None))
+                if len(packing) > torch.get_num_threads():
+                    packing[-torch.get_num_threads() - 1].result()  # or all would be float32 at once
+            self.blocks = [block.result() for block in packing]
+        self.lost = tuple(torch.cat(lost).t())
+        self.values = weight[self.lost]
+
+    @classmethod
+    def of(cls, weight: Tensor) -> Half | None:
+        """The weight packed, or None where that would not gain, or float16 cannot hold it."""
+        if weight.dtype not in cpu.HALVES or not 0 < weight.nbytes <= cls.LARGEST:
+            return None
+        # Where a CPU has instructions for bfloat16, nothing was measured of float16.
+        if not cpu.has_fbgemm() or cpu.has_onednn(torch.bfloat16) or not bool(weight.isfinite().all()):
+            return None
+        packed = cls(weight)
+        return packed if len(packed.values) <= cls.MOST_LOST * weight.numel() else None
+
+    def dense(self) -> Tensor:
+        blocks = [torch.ops.quantized.linear_unpack_fp16(block)[0] for block in self.blocks]
+        weight = torch.cat([block.div_(self.scale).to(self.dtype) for block in blocks])
+        weight[self.lost] = self.values
+        return weight
+
+    def product(self, rows: Tensor, bias: Tensor | None) -> Tensor:
+        wide = rows.float() / self.scale
+        parts = [torch.ops.quantized.linear_dynamic_fp16(wide, block) for block in self.blocks]
+        result = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return (result if bias is None else result.add_(bias)).to(self.dtype)
+
+
+def pack(weight: Tensor) -> Packed | None:
+    """A weight (N, K) packed, or None where it would gain nothing: on this device, by its dtype or size."""
+    return (OneDNN.of(weight) or Half.of(weight)) if weight.device.type == "cpu" else None
 
 
 class PackedLinear(nn.Module):
     """Computes what the layer that it replaces computes, for inference: its weight is no parameter."""
 
-    packed: Tensor | None
+    packed: Packed | None
     plain: Tensor | None
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: nn.Linear, packed: Packed | None = None) -> None:
+        """`packed` is the layer's weight, if the caller has packed it already."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
         self.sizes: tuple[int, ...] | None = linear.sizes if isinstance(linear, JoinedLinear) else None
         self.bias = linear.bias
         self._forward_hooks.update(linear._forward_hooks)  # of a split layer: they join its shares
-        self._hold(linear.weight.detach())
+        self._hold(linear.weight.detach(), packed)
 
-    def _hold(self, weight: Tensor) -> None:
+    def _hold(self, weight: Tensor, packed: Packed | None = None) -> None:
         """Keep the weight, packed where that serves."""
-        self.packed = self.plain = None
-        if packs(weight):
-            self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS)
-        else:
-            self.plain = weight
+        self.packed = packed or pack(weight)
+        self.plain = weight if self.packed is None else None
 
     @property
     def weight(self) -> Tensor:
         """(out_features, in_features): a copy where it is packed, into which writing changes nothing."""
         if self.packed is not None:
-            return self.packed.to_dense()
+            return self.packed.dense()
         assert self.plain is not None
         return self.plain
 
     def forward(self, x: Tensor) -> Any:
         """(..., D) -> (..., out_features), or a tuple of parts as `JoinedLinear` gives."""
-        gradients = x.requires_grad and torch.is_grad_enabled()  # of which oneDNN's kernel knows nothing
-        if self.packed is None or x.dtype != torch.bfloat16 or gradients:
-            result = F.linear(x, self.weight, self.bias)
-        else:
-            result = self._product(x)
+        result = self._product(x) if self._serves(x) else F.linear(x, self.weight, self.bias)
         return result if self.sizes is None else result.split(self.sizes, dim=-1)
+
+    def _serves(self, x: Tensor) -> bool:
+        """Whether the packed kernel computes what torch would: it knows no gradients and no casts."""
+        if self.packed is None or (x.requires_grad and torch.is_grad_enabled()):
+            return False
+        wanted = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        return x.dtype == wanted == self.packed.dtype
 
     @torch.compiler.disable  # Inductor means to pack weights itself, and refuses those that are
     def _product(self, x: Tensor) -> Tensor:
         assert self.packed is not None
-        rows = x.reshape(-1, self.in_features)
-        padded = F.pad(rows, (0, 0, 0, FEWEST - len(rows))) if 0 < len(rows) < FEWEST else rows
-        result = torch.ops.mkldnn._linear_pointwise(padded, self.packed, self.bias, "none", [], "")
-        return result[: len(rows)].view(*x.shape[:-1], self.out_features)
+        result = self.packed.product(x.reshape(-1, self.in_features), self.bias)
+        return result.view(*x.shape[:-1], self.out_features)
 
-    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLinear":
+    def _apply(self, function: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
         """A cast or a move (`to`, `float`, `cuda`, …) is made of the plain weight."""
         super()._apply(function, recurse)
         self._hold(function(self.weight))

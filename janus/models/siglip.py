@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, empty, nn
 
+from janus import cpu
 from janus.config import VisionConfig
 from janus.kernels.attention import attention
 
@@ -67,7 +68,16 @@ class SigLIP(nn.Module):
             raise ValueError(
                 f"pixels must be (N, 3, {size}, {size}) for this vision tower, not {tuple(pixels.shape)}"
             )
-        x = rearrange(self.patch_embed(pixels), "N D h w -> N (h w) D") + self.pos_embed
+        x = self.patches(pixels) + self.pos_embed
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """(N, 3, S, S) -> (N, T, D): patches do not overlap, so their convolution is a matrix product."""
+        conv = self.patch_embed
+        if not cpu.widens(pixels.device, pixels.dtype):
+            return rearrange(conv(pixels), "N D h w -> N (h w) D")
+        size = self.config.patch_size
+        each = rearrange(pixels, "N C (h p) (w q) -> N (h w) (C p q)", p=size, q=size)
+        return F.linear(each, conv.weight.flatten(1), conv.bias)

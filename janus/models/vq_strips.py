@@ -11,6 +11,7 @@ B pictures, C channels, (h, w) positions; all but `encode` and `decode` take one
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from janus import cpu
 
 if TYPE_CHECKING:
     from janus.models.vq import Decoder, Encoder, ResidualBlock
@@ -40,12 +43,20 @@ def serves(x: Tensor) -> bool:
 
 def encode(encoder: Encoder, pixels: Tensor) -> Tensor:
     """(B, 3, factor * h, factor * w) -> (B, latent_channels, h, w), a picture at a time."""
-    return torch.cat([_encode(encoder, picture) for picture in pixels.split(1)])
+    return _one_by_one(_encode, encoder, pixels)
 
 
 def decode(decoder: Decoder, latents: Tensor) -> Tensor:
     """(B, latent_channels, h, w) -> (B, 3, factor * h, factor * w), a picture at a time."""
-    return torch.cat([_decode(decoder, picture) for picture in latents.split(1)])
+    return _one_by_one(_decode, decoder, latents)
+
+
+def _one_by_one(function: Callable[[Any, Tensor], Tensor], module: nn.Module, x: Tensor) -> Tensor:
+    """In float32 where the CPU convolves no 16 bits: the copy of the weights is little beside the work."""
+    wide = cpu.widens(x.device, x.dtype)
+    if wide:
+        module = copy.deepcopy(module).float()
+    return torch.cat([function(module, part.float() if wide else part) for part in x.split(1)]).to(x.dtype)
 
 
 def _encode(encoder: Encoder, pixels: Tensor) -> Tensor:

@@ -57,12 +57,17 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def run(checkpoints: dict[str, str], written: Path) -> subprocess.CompletedProcess[str]:
-    """The run of two ranks, on a free port. One that hangs is ended, and the tests fail."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    """A run that ends well, of all checkpoints."""
+    return torchrun(RANK, str(written), *checkpoints.values(), given="Hi\nAnd now?\n\nnever read\n")
+
+
+def torchrun(program: Path, *arguments: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """A run of two ranks, on a free port. One that hangs is ended, and the test fails."""
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(
-        [*torchrun, str(RANK), str(written), *checkpoints.values()],
-        input="Hi\nAnd now?\n\nnever read\n",
+        [*start, str(program), *arguments],
+        input=given,
         capture_output=True,
         text=True,
         errors="replace",
@@ -160,6 +165,21 @@ def test_a_split_model_says_what_it_cannot_do(ranks: dict[str, list[Any]]) -> No
         assert "call under torch.no_grad()" in gradient
         assert "split over 2 ranks already" in again
         assert "one of 2 shares" in saving
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("memory", "janus: error: out of memory on this rank: take a smaller model"),
+        ("bug", "a bug on this rank"),
+    ],
+)
+def test_a_rank_that_fails_ends_the_run(kind: str, message: str, data: Path) -> None:
+    """The other one waits for it in the middle of an answer."""
+    run = torchrun(RANK.with_name("failing_rank.py"), str(data / "januspro" / "checkpoint"), kind)
+    assert run.returncode == 1
+    assert message in run.stderr
+    assert not run.stdout
 
 
 def test_the_command_line_shows_one_answer(

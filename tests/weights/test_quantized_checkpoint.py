@@ -113,9 +113,9 @@ def test_8_bits_say_so(checkpoint: Path, tmp_path: Path) -> None:
 def test_the_layout_of_transformers_is_quantised_too(
     quantization: Quantization, checkpoint: Path, tmp_path: Path, assert_equal: Same
 ) -> None:
-    load(checkpoint, device="cpu").save_pretrained(tmp_path, layout="transformers")
-    ours = load(tmp_path, device="cpu", quantize=quantization)
-    assert_equal(ours, load(checkpoint, device="cpu", quantize=quantization))
+    load(checkpoint, device="cpu", dtype="float32").save_pretrained(tmp_path, layout="transformers")
+    ours = load(tmp_path, device="cpu", dtype="float32", quantize=quantization)
+    assert_equal(ours, load(checkpoint, device="cpu", dtype="float32", quantize=quantization))
 
 
 def test_another_dtype_changes_no_integer(saved: Path) -> None:
