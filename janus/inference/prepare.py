@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from janus.cpu import HALVES
+from janus.kernels.decode_attention import compiled_for_cpu, decode_attention
 from janus.models.janus import Janus
 from janus.models.llama import Block, JoinedLinear
 from janus.models.packed import PackedLinear, pack
@@ -12,9 +14,11 @@ def prepare(model: Janus, *, compile: bool = False) -> Janus:
     """Pack the linear layers that gain by it, one by one in place, and return the model.
 
     On an x86 CPU in 16 bits these are all but very large ones; elsewhere there is nothing to do. Packed
-    weights cannot be trained: for that, take the model of `janus.weights.load`. `compile` has torch.compile fuse what
-    lies between them in a step of the language model, once for all layers, when the first step is taken. It
-    changes nothing beyond rounding.
+    weights cannot be trained: for that, take the model of `janus.weights.load`.
+
+    `compile` gives what lies between them in a step of the language model to torch.compile, once for all
+    layers, when the first step is taken: all of it, or beside packed or quantised weights on a CPU, which
+    compiled code cannot call without a detour, attention. It changes nothing beyond rounding.
     """
     tied = model.language.head if model.config.language.tied_head else None
     # Of the layers themselves no list is held: each must go as soon as it is packed.
@@ -25,11 +29,21 @@ def prepare(model: Janus, *, compile: bool = False) -> Janus:
                 continue  # a subclass of somebody else's may compute something else
             if layer is not tied and (packed := pack(layer.weight.detach())) is not None:
                 setattr(module, name, PackedLinear(layer, packed))
-    if compile:
+    if compile and model.device.type == "cpu" and model.dtype in HALVES:
+        attend = compiled_for_cpu()
+        for block in model.language.layers:
+            block.attention.step_attention = attend
+    elif compile:
         model.language.fixed_step = torch.compile(Block.__call__, dynamic=False)
     return model
 
 
 def is_compiled(model: Janus) -> bool:
-    """Whether steps of the language model go through torch.compile."""
+    """Whether whole blocks go through torch.compile in steps of the language model."""
     return model.language.fixed_step is not Block.__call__
+
+
+def compiles(model: Janus) -> bool:
+    """Whether a first step compiles anything."""
+    attention = model.language.layers[0].attention.step_attention
+    return is_compiled(model) or attention is not decode_attention

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from janus.inference.cache import FixedCache, StaticCache
-from janus.inference.prepare import is_compiled
+from janus.inference.prepare import compiles, is_compiled
 from janus.inference.progress import announce
 from janus.models.janus import Janus
 
@@ -70,7 +70,7 @@ class Step:
         """One step; -> what `pick` gave, which the next step may overwrite."""
         if self.cache.length == self.cache.capacity:
             raise ValueError(f"all {self.cache.capacity} positions of the cache are filled")
-        if self.run == 0 and is_compiled(self.model):
+        if self.run == 0 and compiles(self.model):
             announce("compiling a step of the language model: the first one of its shapes takes a while")
         if self.recorded and self.run == WARM_UPS:
             self.graph = torch.cuda.CUDAGraph()

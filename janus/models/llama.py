@@ -135,6 +135,8 @@ class Attention(nn.Module):
         query, key = config.heads * config.head_width, config.kv_heads * config.head_width
         self.qkv = JoinedLinear(config.width, (query, key, key))
         self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
+        # How a step attends to the cache, which a compiler may put something faster in place of.
+        self.step_attention: Callable[..., Tensor] = decode_attention
 
     def forward(
         self,
@@ -151,7 +153,7 @@ class Attention(nn.Module):
         else:
             q, k, v = cache.append(q, k, v, rotary)
         if cache is not None and q.shape[2] == 1 and sight.mask is None:
-            mixed = decode_attention(q[:, :, 0], k, v, starts=sight.starts, ends=sight.ends)[:, :, None]
+            mixed = self.step_attention(q[:, :, 0], k, v, starts=sight.starts, ends=sight.ends)[:, :, None]
         elif sight.mask is not None:
             mixed = attention(q, k, v, mask=sight.mask)
         else:

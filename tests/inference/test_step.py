@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from janus.inference import step as step_module
 from janus.inference.board import Board, Picture, Prefixes
 from janus.inference.draw import draw_codes, draw_steps
-from janus.inference.prepare import is_compiled, prepare
+from janus.inference.prepare import compiles, is_compiled, prepare
 from janus.inference.sampling import Sampling
 from janus.kernels import choice
 from janus.models.janus import Janus
@@ -76,13 +76,20 @@ def test_noise_from_elsewhere(model: Janus, request: pytest.FixtureRequest) -> N
     assert torch.equal(draw(model, noise=noise)[0], plain)
 
 
-def test_packed_layers_and_a_compiler(data: Path) -> None:
-    """Packed weights are none that Inductor takes: what lies between the products is compiled."""
+def test_packed_layers_and_a_compiler(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Packed weights are none that Inductor takes: beside them attention is compiled."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
     model = Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="bfloat16")
     compiled = prepare(copy.deepcopy(model), compile=True)
+    assert compiles(compiled)
+    assert not compiles(model)
+    assert not is_compiled(compiled)
     (first, _), (expected, _) = (draw(its, PICTURES[:1]) for its in (compiled, prepare(model)))
     # Fused operations round less often, so that sooner or later another code is the likeliest.
     assert torch.equal(first[:, :2], expected[:, :2])
+    assert "compiling" in capsys.readouterr().err
 
 
 def test_compiled_steps_draw_the_same(

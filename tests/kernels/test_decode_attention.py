@@ -18,6 +18,7 @@ from janus.kernels.decode_attention import (
     SPLIT,
     WIDEST,
     SharedPrefix,
+    compiled_for_cpu,
     decode_attention,
     decode_attention_op,
     every_launch,
@@ -154,6 +155,21 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
 def test_it_is_attention_whatever_the_shapes(call: dict[str, Any]) -> None:
     arguments = [call.pop(name) for name in ("query", "keys", "values")]
     assert_as_exact_as_torch(*arguments, **call)
+
+
+@pytest.mark.parametrize("heads", [2, 6], ids=["one to one", "grouped"])
+def test_compiled_for_a_cpu(heads: int) -> None:
+    """One function for all lengths; a row without keys gives zeros there too."""
+    attend = compiled_for_cpu()
+    for positions, starts, ends, scale in ((40, (0, 3), (40, 31), None), (41, (7, 9), (41, 9), 0.3)):
+        query = torch.randn(2, heads, 32).bfloat16() * 2
+        keys, values = (torch.randn(2, 2, positions, 32).bfloat16() for _ in range(2))
+        bounds = {"starts": torch.tensor(starts), "ends": torch.tensor(ends)}
+        wanted = expected(query, keys, values, **bounds, scale=scale)
+        actual = attend(query, keys, values, **bounds, scale=scale)
+        assert actual.dtype == torch.bfloat16
+        # Float32 but for the last rounding, to 8 bits, and the noise of its own exponential.
+        assert ((actual.double() - wanted).abs() <= wanted.abs() * 2.0**-8 + 1e-5).all()
 
 
 @pytest.mark.parametrize("implementation", ["triton", "torch"])
