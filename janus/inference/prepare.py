@@ -6,7 +6,7 @@ from torch import nn
 from janus.cpu import HALVES
 from janus.kernels.decode_attention import compiled_for_cpu, decode_attention
 from janus.models.janus import Janus
-from janus.models.llama import Block, JoinedLinear
+from janus.models.llama import Attention, Block, JoinedLinear
 from janus.models.packed import PackedLinear, pack
 
 
@@ -31,8 +31,8 @@ def prepare(model: Janus, *, compile: bool = False) -> Janus:
                 setattr(module, name, PackedLinear(layer, packed))
     if compile and model.device.type == "cpu" and model.dtype in HALVES:
         attend = compiled_for_cpu()
-        for block in model.language.layers:
-            block.attention.step_attention = attend
+        for attention in _attentions(model):
+            attention.step_attention = attend
     elif compile:
         model.language.fixed_step = torch.compile(Block.__call__, dynamic=False)
     return model
@@ -45,5 +45,9 @@ def is_compiled(model: Janus) -> bool:
 
 def compiles(model: Janus) -> bool:
     """Whether a first step compiles anything."""
-    attention = model.language.layers[0].attention.step_attention
-    return is_compiled(model) or attention is not decode_attention
+    attentions = _attentions(model)
+    return is_compiled(model) or any(each.step_attention is not decode_attention for each in attentions)
+
+
+def _attentions(model: Janus) -> list[Attention]:
+    return [module for module in model.language.modules() if isinstance(module, Attention)]
