@@ -12,6 +12,8 @@ from pathlib import Path
 
 import torch
 
+from janus import cpu
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 # Results and prose cannot change a number, so they do not make a commit dirty.
 UNMEASURED = (":(exclude)benchmarks/results", ":(exclude)*.md")
@@ -44,7 +46,7 @@ def slug(text: str) -> str:
 
 
 def cpu_model() -> str:
-    """The processor as Linux names it, without the vendor's decorations."""
+    """The processor as Linux names it, without the vendor's decorations: often without its generation."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     named = next((line.partition(":")[2] for line in lines if line.startswith("model name")), "cpu")
@@ -94,7 +96,7 @@ def identify(device: torch.device, commit: str | None = None) -> Machine:
         properties = torch.cuda.get_device_properties(device)
         name, described, cache = slug(properties.name), properties.name, properties.L2_cache_size
     else:
-        described, cache = cpu_model(), cpu_cache()
+        described, cache = f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}", cpu_cache()
         name = f"{slug(described)}-{threads}-thread{'s' if threads > 1 else ''}"
     return Machine(
         name=name,
@@ -139,7 +141,9 @@ def measure_ceilings(device: torch.device, dtypes: Iterable[torch.dtype], *, sma
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
-        rates = {dtype: _matmul_rate(dtype, side, device, seconds) for dtype in dtypes}
+        # What a CPU multiplies number by number is better multiplied in float32: that is its ceiling.
+        computed = {dtype: torch.float32 if cpu.widens(device, dtype) else dtype for dtype in dtypes}
+        rates = {dtype: _matmul_rate(computed[dtype], side, device, seconds) for dtype in dtypes}
     finally:
         torch.set_float32_matmul_precision(precision)
     return Ceilings(_bandwidth(numbers, device, seconds), rates)
