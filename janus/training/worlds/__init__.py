@@ -1,0 +1,1 @@
+"""Synthetic worlds: endless pictures, captions and questions whose truth is known exactly."""

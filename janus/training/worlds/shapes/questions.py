@@ -1,0 +1,299 @@
+"""Questions about scenes, each with one answer that the picture decides."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from numpy.random import Generator
+
+from janus.training.worlds.shapes.captions import describe_scene, name_noun, vary_case
+from janus.training.worlds.shapes.draws import chance, pick, whole
+from janus.training.worlds.shapes.held_out import HELD_OUT_KINDS, Reason, is_held_out_pair
+from janus.training.worlds.shapes.sampling import (
+    MOST,
+    HeldOut,
+    any_kind,
+    choose_reason,
+    draw_kinds,
+    place,
+    require_category,
+)
+from janus.training.worlds.shapes.scene import (
+    COLORS,
+    SHAPES,
+    STATED_RATIO,
+    Kind,
+    Object,
+    Scene,
+    Thing,
+    relation,
+)
+from janus.training.worlds.shapes.words import spell, with_article
+
+COUNT = (
+    "how many {} are there?",
+    "how many {} are in the picture?",
+    "how many {} do you see?",
+    "how many {} does the picture show?",
+    "count the {}.",
+    "what is the number of {}?",
+    "tell me how many {} there are.",
+)
+COLOR = (
+    "what color is the {}?",
+    "what colour is the {}?",
+    "which color does the {} have?",
+    "what is the color of the {}?",
+    "what is the colour of the {}?",
+    "tell me the color of the {}.",
+)
+SHAPE = (
+    "what shape is the {}?",
+    "which shape is the {}?",
+    "what is the {}?",
+    "what is the shape of the {}?",
+    "which shape does the {} have?",
+    "tell me the shape of the {}.",
+)
+EXISTS = (
+    "is there {a}?",
+    "is there {a} in the picture?",
+    "do you see {a}?",
+    "can you see {a} here?",
+    "does the picture contain {a}?",
+    "does the picture show {a}?",
+    "are there any {plural}?",
+    "are there any {plural} in the picture?",
+)
+WHERE = (
+    "where is the {a} relative to the {b}?",
+    "where is the {a} compared to the {b}?",
+    "where is the {a} as seen from the {b}?",
+    "where does the {a} lie with respect to the {b}?",
+    "relative to the {b}, where is the {a}?",
+    "in which direction from the {b} is the {a}?",
+)
+DESCRIBE = (
+    "describe the picture.",
+    "describe the image.",
+    "describe what you see.",
+    "what is in the picture?",
+    "what do you see?",
+    "what does the picture show?",
+    "list the objects in the picture.",
+    "what is shown here?",
+)
+ALL_NOUNS = ("objects", "objects", "things", "figures")  # not "shapes": two circles could count as one
+REPEATED = 0.3  # how often a further object is of an earlier one's kind
+NONE_AT_ALL = 0.12  # how often the answer to "how many" is zero
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about a scene; `about`: the things that it asks of, "where" its subject before the other."""
+
+    scene: Scene
+    question: str
+    answer: str
+    category: str
+    about: tuple[Thing, ...]
+    held_out: Reason | None
+
+
+def ask(rng: Generator, category: str, *, held_out: HeldOut = False, color: str | None = None) -> Asked:
+    """A question of a category about a new scene, which is held out or not as in `sample`.
+
+    What is not held out does not name a kind that is. The questions of held-out scenes are about the objects
+    that make them so, save those that ask about all objects or about what is absent. With `color` at least
+    one object of the scene has it. ValueError for an unknown category or reason.
+    """
+    require_category(category, tuple(_WRITERS))
+    source = _Source(rng, choose_reason(rng, held_out), color)
+    scene, question, answer, about = _WRITERS[category](source)
+    return Asked(scene, vary_case(rng, question), answer, category, about, source.wanted)
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the writers of questions get scenes from."""
+
+    rng: Generator
+    wanted: Reason | None
+    color: str | None
+
+    def count(self, least: int = 1) -> int:
+        return whole(self.rng, max(least, 2 if self.wanted == "pair" else 1), MOST)
+
+    def scene(self, propose: Callable[[], list[Kind]]) -> Scene:
+        return place(self.rng, draw_kinds(propose, self.wanted))
+
+    def mixed(self, count: int) -> Scene:
+        """Objects of any kinds, some of them alike."""
+
+        def propose() -> list[Kind]:
+            kinds = [any_kind(self.rng, self.color)]
+            for _ in range(count - 1):
+                kinds.append(pick(self.rng, kinds) if chance(self.rng, REPEATED) else any_kind(self.rng))
+            return kinds
+
+        return self.scene(propose)
+
+    def subjects(self, scene: Scene) -> Sequence[Object]:
+        """What a question may be about: in a held-out scene, the objects that make it so."""
+        if self.wanted == "kind":
+            return [item for item in scene if item.kind in HELD_OUT_KINDS]
+        if self.wanted == "pair":
+            return [
+                item
+                for item in scene
+                if any(other is not item and is_held_out_pair(item.kind, other.kind) for other in scene)
+            ]
+        return scene
+
+
+Written = tuple[Scene, str, str, tuple[Thing, ...]]
+
+
+def _count_all(source: _Source) -> Written:
+    scene = source.mixed(source.count())
+    question = pick(source.rng, COUNT).format(pick(source.rng, ALL_NOUNS))
+    return scene, question, spell(len(scene)), ()
+
+
+def _count_shape(source: _Source) -> Written:
+    def others(target: Kind) -> Kind:
+        return pick(source.rng, COLORS), pick(source.rng, [shape for shape in SHAPES if shape != target[1]])
+
+    def same(target: Kind) -> Kind:
+        return pick(source.rng, COLORS), target[1]
+
+    scene, (_, shape), count = _counted(source, same, others)
+    return _ask_count(source, scene, Thing(shape), count)
+
+
+def _count_kind(source: _Source) -> Written:
+    def others(target: Kind) -> Kind:
+        while True:
+            kind = pick(source.rng, COLORS), pick(source.rng, SHAPES)
+            # Every other one shares a colour or a shape with what is counted: it takes both to tell.
+            if chance(source.rng, 0.5):
+                kind = (target[0], kind[1]) if chance(source.rng, 0.5) else (kind[0], target[1])
+            if kind != target:
+                return kind
+
+    scene, (color, shape), count = _counted(source, lambda target: target, others)
+    return _ask_count(source, scene, Thing(shape, color), count)
+
+
+def _counted(
+    source: _Source, same: Callable[[Kind], Kind], others: Callable[[Kind], Kind]
+) -> tuple[Scene, Kind, int]:
+    """A scene, a kind, and how many objects are the same as it: each number alike, zero less often."""
+    free = source.wanted is None and source.color is None
+    count = 0 if free and chance(source.rng, NONE_AT_ALL) else whole(source.rng, 1, MOST)
+    target = any_kind(source.rng)
+
+    def propose() -> list[Kind]:
+        nonlocal target
+        target = any_kind(source.rng, source.color if count else None)
+        further = whole(source.rng, 0 if count else 1, MOST - count)
+        alike = [target] + [same(target) for _ in range(count - 1)] if count else []
+        return alike + [others(target) for _ in range(further)]
+
+    while True:
+        scene = source.scene(propose)
+        fine = target not in HELD_OUT_KINDS if count == 0 else scene[0] in source.subjects(scene)
+        if fine:
+            return scene, target, count
+
+
+def _ask_count(source: _Source, scene: Scene, thing: Thing, count: int) -> Written:
+    question = pick(source.rng, COUNT).format(_words(source.rng, thing, plural=True))
+    return scene, question, spell(count), (thing,)
+
+
+def _color(source: _Source) -> Written:
+    scene, item = _unique(source, lambda item: item.shape)
+    thing = Thing(item.shape)
+    return scene, pick(source.rng, COLOR).format(_words(source.rng, thing)), item.color, (thing,)
+
+
+def _shape(source: _Source) -> Written:
+    scene, item = _unique(source, lambda item: item.color)
+    thing = Thing(color=item.color)
+    # "What shape is the red shape" would be no question.
+    words = f"{item.color} {pick(source.rng, ('object', 'object', 'thing', 'figure'))}"
+    return scene, pick(source.rng, SHAPE).format(words), item.shape, (thing,)
+
+
+def _unique(source: _Source, attribute: Callable[[Object], str]) -> tuple[Scene, Object]:
+    """A scene with an object that is alone in having its attribute."""
+    count = source.count()
+    while True:
+        scene = source.mixed(count)
+        values = [attribute(item) for item in scene]
+        alone = [item for item in source.subjects(scene) if values.count(attribute(item)) == 1]
+        if alone:
+            return scene, pick(source.rng, alone)
+
+
+def _exists(source: _Source) -> Written:
+    rng, yes, count = source.rng, chance(source.rng, 0.5), source.count()
+    named = rng.random()  # both attributes in every other question, else one of them
+    while True:
+        scene = source.mixed(count)
+        if yes:
+            color, shape = pick(rng, source.subjects(scene)).kind
+        else:
+            # Half of what is absent has a colour and a shape that are there, on two objects.
+            color, shape = any_kind(rng)
+            if chance(rng, 0.5):
+                color, shape = pick(rng, scene).color, pick(rng, scene).shape
+        thing = Thing(shape if named < 0.75 else None, color if named < 0.5 or named >= 0.75 else None)
+        if any(thing.fits(item) for item in scene) == yes and (yes or thing.kind not in HELD_OUT_KINDS):
+            break
+    words, plural = _words(rng, thing), _words(rng, thing, plural=True)
+    question = pick(rng, EXISTS).format(a=with_article(words), plural=plural)
+    return scene, question, "yes" if yes else "no", (thing,)
+
+
+def _where(source: _Source) -> Written:
+    rng, count = source.rng, source.count(least=2)
+    while True:
+        scene = source.mixed(count)
+        first, second = pick(rng, source.subjects(scene)), pick(rng, scene)
+        answer = relation(first, second, STATED_RATIO)
+        names = [_references(scene, item) for item in (first, second)]
+        if answer is not None and all(names):
+            break
+    about = pick(rng, names[0]), pick(rng, names[1])
+    words = [_words(rng, thing) for thing in about]
+    return scene, pick(rng, WHERE).format(a=words[0], b=words[1]), answer, about
+
+
+def _references(scene: Scene, item: Object) -> list[Thing]:
+    """The ways of naming an object that fit no other."""
+    ways = [Thing(item.shape), Thing(color=item.color), Thing(item.shape, item.color)]
+    return [thing for thing in ways if sum(thing.fits(other) for other in scene) == 1]
+
+
+def _describe(source: _Source) -> Written:
+    scene = source.mixed(source.count())
+    return scene, pick(source.rng, DESCRIBE), describe_scene(scene), ()
+
+
+def _words(rng: Generator, thing: Thing, *, plural: bool = False) -> str:
+    noun = name_noun(rng, Thing(thing.shape, count=2 if plural else 1))
+    return f"{thing.color} {noun}" if thing.color else noun
+
+
+_WRITERS: dict[str, Callable[[_Source], Written]] = {
+    "count_all": _count_all,
+    "count_shape": _count_shape,
+    "count_kind": _count_kind,
+    "color": _color,
+    "shape": _shape,
+    "exists": _exists,
+    "where": _where,
+    "describe": _describe,
+}
+QUESTION_CATEGORIES = tuple(_WRITERS)

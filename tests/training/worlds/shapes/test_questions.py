@@ -1,0 +1,211 @@
+"""Questions: their answers against the scene, and which answers in free words are right."""
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random import default_rng
+
+from janus.training.worlds import shapes
+from janus.training.worlds.shapes.questions import Asked, ask
+from janus.training.worlds.shapes.scene import STATED_RATIO, Object, Scene, Thing
+from janus.training.worlds.shapes.words import NUMBERS
+
+SEEDS = st.integers(0, 2**32 - 1)
+CATEGORIES = st.sampled_from(shapes.QUESTION_CATEGORIES)
+
+
+def only(scene: Scene, thing: Thing) -> Object:
+    (item,) = [item for item in scene if thing.fits(item)]
+    return item
+
+
+def answer_from_scene(asked: Asked) -> str:
+    """The answer from what is asked about; fails where more than one object could be meant."""
+    scene, about = asked.scene, asked.about
+    if asked.category == "count_all":
+        return NUMBERS[len(scene)]
+    if asked.category.startswith("count"):
+        return NUMBERS[sum(about[0].fits(item) for item in scene)]
+    if asked.category == "exists":
+        return "yes" if any(about[0].fits(item) for item in scene) else "no"
+    if asked.category == "where":
+        answer = shapes.relation(only(scene, about[0]), only(scene, about[1]), STATED_RATIO)
+        assert answer is not None
+        return answer
+    if asked.category == "describe":
+        return shapes.describe_scene(scene)
+    item = only(scene, about[0])
+    return item.color if asked.category == "color" else item.shape
+
+
+@given(SEEDS, CATEGORIES, st.sampled_from([False, True]))
+def test_the_answer_is_the_scenes(seed: int, category: str, held_out: bool) -> None:
+    asked = ask(default_rng(seed), category, held_out=held_out)
+    assert asked.answer == answer_from_scene(asked)
+
+
+@settings(max_examples=60)
+@given(SEEDS, CATEGORIES, st.sampled_from([False, True]))
+def test_the_worlds_answer_is_right_and_others_are_wrong(seed: int, category: str, held_out: bool) -> None:
+    question = shapes.question(default_rng(seed), category=category, held_out=held_out)
+    assert question.category == category
+    assert shapes.correct(question, question.answer)
+    assert shapes.correct(question, f" {question.answer.upper()}. ")
+    others = {
+        "color": shapes.COLORS,
+        "shape": shapes.SHAPES,
+        "exists": ("yes", "no"),
+        "where": ("left", "right", "above", "below"),
+        "describe": ("a red circle", "four blue squares", "two objects", "nothing"),
+    }.get(category, NUMBERS[:6])
+    right = [other for other in others if shapes.correct(question, other)]
+    assert right == [other for other in others if other == question.answer]
+    assert not shapes.correct(question, "")
+    assert not shapes.correct(question, " or ".join(others))
+
+
+@pytest.mark.parametrize("category", ["count_all", "count_shape", "count_kind", "exists", "where"])
+def test_no_answer_is_much_likelier_than_another(category: str) -> None:
+    rng = default_rng(1)
+    answers = Counter(ask(rng, category).answer for _ in range(600))
+    share = {answer: count / 600 for answer, count in answers.items()}
+    expected = {
+        "exists": {"yes": 1 / 2, "no": 1 / 2},
+        "where": dict.fromkeys(("left", "right", "above", "below"), 1 / 4),
+        "count_all": dict.fromkeys(NUMBERS[1:5], 1 / 4),
+    }.get(category, {"zero": 0.12, **dict.fromkeys(NUMBERS[1:5], 0.22)})
+    # Four standard deviations of a share of a half among 600.
+    assert share == pytest.approx(expected, abs=0.082)
+
+
+@pytest.mark.parametrize("category", shapes.QUESTION_CATEGORIES)
+def test_questions_vary(category: str) -> None:
+    rng = default_rng(2)
+    asked = Counter(ask(rng, category).question.lower() for _ in range(120))
+    assert len(asked) >= (8 if category == "describe" else 15)
+
+
+def test_half_of_what_is_not_there_has_its_parts_there() -> None:
+    rng = default_rng(3)
+    absent = [asked for asked in (ask(rng, "exists") for _ in range(800)) if asked.answer == "no"]
+    kinds = [asked for asked in absent if asked.about[0].kind]
+    hard = sum(
+        asked.about[0].color in {item.color for item in asked.scene}
+        and asked.about[0].shape in {item.shape for item in asked.scene}
+        for asked in kinds
+    )
+    assert hard > len(kinds) / 5
+
+
+def test_a_new_colour_is_asked_about() -> None:
+    rng = default_rng(4)
+    for category in shapes.QUESTION_CATEGORIES:
+        for _ in range(20):
+            assert "orange" in [item.color for item in ask(rng, category, color="orange").scene]
+
+
+def asked_about(category: str, answer: str, *about: Thing) -> shapes.Question:
+    """Of a picture with a red circle left of a blue square, and a blue star below both."""
+    scene = (
+        Object("circle", "red", "small", 3, 4),
+        Object("square", "blue", "large", 12, 4),
+        Object("star", "blue", "small", 8, 13),
+    )
+    return shapes.Question(shapes.render(scene), "", answer, category, about, None)
+
+
+FREE: list[tuple[shapes.Question, list[str], list[str]]] = [
+    (
+        asked_about("count_all", "three"),
+        ["3", "Three.", "there are three objects", "I see 3!", "exactly three"],
+        ["33", "two or three", "there is a circle", "not", "no, three", "thirty"],
+    ),
+    (
+        asked_about("count_kind", "zero", Thing("star", "red")),
+        ["0", "none", "no red stars", "there are none", "there aren't any"],
+        ["one", "a", "yes", "none or one", "I cannot say.", "I don't know"],
+    ),
+    (
+        asked_about("color", "red", Thing("circle")),
+        ["Red", "it is red.", "the circle is red"],
+        ["blue", "red or blue", "not red", "reddish", "it is a circle"],
+    ),
+    (
+        asked_about("shape", "square", Thing(color="blue")),
+        ["a square", "it's a box", "The blue object is a square."],
+        ["circle", "a square or a circle", "no square", "squarish", "an object"],
+    ),
+    (
+        asked_about("exists", "yes", Thing("star")),
+        ["Yes.", "yes, there is", "Yeah", "there is one", "I see a star"],
+        ["no", "yes and no", "there is no star", "perhaps", "a star"],
+    ),
+    (
+        asked_about("exists", "no", Thing("cross")),
+        ["No", "no, there isn't", "there is no cross", "there are none", "I don't see one"],
+        ["yes", "yes, no", "there is", "cross", "I can't tell.", "not sure", "I do not know"],
+    ),
+    (
+        asked_about("where", "left", Thing("circle"), Thing("square")),
+        [
+            "left",
+            "To the left.",
+            "on the left of the square",
+            "it is left of the blue square",
+            "the circle is to the left of the square",
+            "the red object is on the left side",
+            "the square is to the right of the circle",
+            "the square is right of the red disc",
+        ],
+        [
+            "right",
+            "left or right",
+            "not left",
+            "left of the circle",
+            "the square is to the left",
+            "the square is to the left of the circle",
+            "the circle is to the right of the square",
+            "the star is left of the square",
+            "to the left of the star",
+            "above",
+            "the circle",
+        ],
+    ),
+    (
+        asked_about("describe", "a red circle, a blue star and a blue square"),
+        [
+            "a blue square, a blue star and a red circle",
+            "There is one red disc, one small blue star and a big blue box.",
+        ],
+        [
+            "a circle, a star and a square",
+            "a red circle and a blue square",
+            "a red circle, two blue stars and a blue square",
+            "a large red circle, a blue star and a blue square",
+            "three objects",
+            "I do not know",
+        ],
+    ),
+]
+
+
+@pytest.mark.parametrize(("question", "right", "wrong"), FREE, ids=lambda case: getattr(case, "category", ""))
+def test_answers_in_free_words(question: shapes.Question, right: list[str], wrong: list[str]) -> None:
+    assert [answer for answer in right if not shapes.correct(question, answer)] == []
+    assert [answer for answer in wrong if shapes.correct(question, answer)] == []
+
+
+@settings(max_examples=60)
+@given(CATEGORIES, SEEDS, st.text(max_size=40))
+def test_any_answer_is_judged(category: str, seed: int, answer: str) -> None:
+    question = shapes.question(default_rng(seed), category=category)
+    assert shapes.correct(question, answer) in (True, False)
+
+
+def test_unknown_categories_are_named() -> None:
+    with pytest.raises(ValueError, match="category 'colour' is unknown: use one of count_all, "):
+        ask(default_rng(0), "colour")
+    with pytest.raises(ValueError, match="category 'colour' is unknown: use one of count_all, "):
+        shapes.correct(asked_about("colour", "red"), "red")

@@ -1,0 +1,99 @@
+"""Scenes by category: what each contains, where objects lie, and the options."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.random import default_rng
+
+from janus.training.worlds import shapes
+from janus.training.worlds.shapes.sampling import CATEGORIES
+from janus.training.worlds.shapes.scene import LATTICE, SIZES, STATED_RATIO
+
+SEEDS = st.integers(0, 2**32 - 1)
+HELD_OUT = st.sampled_from([False, True])
+
+
+@given(SEEDS, st.sampled_from(CATEGORIES), HELD_OUT)
+def test_the_specification_holds_and_is_of_its_category(seed: int, category: str, held_out: bool) -> None:
+    drawn = shapes.sample(default_rng(seed), category, held_out=held_out)
+    scene, spec = drawn.scene, drawn.spec
+    assert drawn.category == category
+    assert shapes.holds(spec, scene)
+    assert all(thing.shape for thing in spec.things)
+    assert (spec.relation is not None) == (category in ("position", "full"))
+    colored = [thing.color is not None for thing in spec.things]
+    if category == "counting":
+        assert 2 <= len(scene) <= 4
+        assert spec.things[0].count == len(scene)
+        assert len({item.shape for item in scene}) == 1
+    else:
+        assert len(scene) == len(spec.things) == (1 if category in ("single_object", "colors") else 2)
+        assert colored == [category in ("colors", "color_attribution", "full")] * len(scene)
+    if category in ("two_object", "position"):
+        assert scene[0].shape != scene[1].shape
+    if category == "color_attribution":
+        assert scene[0].color != scene[1].color
+    if category == "full":
+        assert scene[0].kind != scene[1].kind
+
+
+@given(SEEDS, st.sampled_from(CATEGORIES))
+def test_objects_lie_on_the_lattice_in_cells_of_their_own(seed: int, category: str) -> None:
+    scene = shapes.sample(default_rng(seed), category).scene
+    for number, item in enumerate(scene):
+        room = SIZES[item.size]
+        assert item.x == int(item.x)
+        assert item.y == int(item.y)
+        assert room <= min(item.x, item.y)
+        assert max(item.x, item.y) <= LATTICE - room
+        for other in scene[:number]:
+            assert max(abs(item.x - other.x), abs(item.y - other.y)) >= room + SIZES[other.size]
+
+
+@given(SEEDS, st.sampled_from(["position", "full"]))
+def test_a_stated_relation_is_clear(seed: int, category: str) -> None:
+    drawn = shapes.sample(default_rng(seed), category)
+    assert shapes.relation(*drawn.scene, ratio=STATED_RATIO) == drawn.spec.relation
+
+
+@given(SEEDS, st.sampled_from(CATEGORIES), st.sampled_from(["orange", "red"]))
+def test_a_colour_that_is_asked_for_is_there(seed: int, category: str, color: str) -> None:
+    drawn = shapes.sample(default_rng(seed), category, color=color)
+    assert color in [item.color for item in drawn.scene]
+    assert drawn.held_out is None
+    assert shapes.held_out_reason([item.kind for item in drawn.scene]) is None
+    assert shapes.holds(drawn.spec, drawn.scene)
+
+
+def test_everything_occurs() -> None:
+    rng = default_rng(0)
+    drawn = [shapes.sample(rng, CATEGORIES[number % len(CATEGORIES)]) for number in range(2100)]
+    items = [item for one in drawn for item in one.scene]
+    assert {item.shape for item in items} == set(shapes.SHAPES)
+    assert {item.color for item in items} == set(shapes.COLORS)  # and no new one
+    assert {item.size for item in items} == set(SIZES)
+    assert {len(one.scene) for one in drawn} == {1, 2, 3, 4}
+    assert {one.spec.relation for one in drawn} == {None, "left", "right", "above", "below"}
+    assert {one.spec.things[0].color is None for one in drawn if one.category == "counting"} == {True, False}
+    assert {one.spec.things[0].size for one in drawn if one.category == "colors"} == {None, *SIZES}
+
+
+@pytest.mark.parametrize(
+    ("category", "options", "message"),
+    [
+        ("singles", {}, "category 'singles' is unknown: use one of single_object, two_object,"),
+        ("colors", {"held_out": "shape"}, "held_out is 'shape': use False, True, 'kind' or 'pair'"),
+        ("colors", {"held_out": "pair"}, "use 'kind'"),
+        ("colors", {"color": "mauve"}, "color 'mauve' is unknown: use one of red,"),
+        (
+            "full",
+            {"color": "orange", "held_out": True},
+            "color 'orange' and held_out True exclude each other",
+        ),
+    ],
+)
+def test_mistakes_are_named(category: str, options: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        shapes.sample(default_rng(0), category, **options)
