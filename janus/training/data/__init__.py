@@ -1,0 +1,1 @@
+"""What training reads: rows of files, examples made of them, and batches in an order that can be resumed."""
