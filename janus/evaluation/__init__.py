@@ -1,0 +1,1 @@
+"""How good a model is: lists of tasks, their judges, and shares of what was right with their intervals."""

@@ -1,0 +1,91 @@
+"""The guidance and temperature that a checkpoint is best drawn with, chosen and written down.
+
+They belong to the checkpoint: guidance that helps a well-trained model makes a poor one draw too much.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from janus.checks import require_number, require_whole
+from janus.evaluation.intervals import Tally
+from janus.evaluation.shapes import draw, picture_sides
+from janus.inference.progress import Progress, Report
+from janus.inference.sampling import Sampling
+from janus.training.worlds import shapes
+from janus.weights.processor_config import read_object
+
+FILE = "generation_config.json"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was chosen, and how many drawings each pair of guidance and temperature had right."""
+
+    guidance: float
+    temperature: float
+    tallies: Mapping[tuple[float, float], Tally]
+
+
+def choose_defaults(
+    pipe: Any,
+    *,
+    guidances: Sequence[float],
+    temperatures: Sequence[float],
+    prompts: int,
+    seed: int,
+    batch_size: int | None = None,
+    progress: bool | Report | None = None,
+) -> Choice:
+    """The pair that draws most prompts of a validation list right.
+
+    Of equal ones that of the lower guidance, then of the lower temperature. The list is of combinations that
+    training sees: what is held out, of either split, has no say, nor has any prompt that `evaluate` judges
+    unless told to. All pairs draw the same prompts with the same noise. ValueError for values that cannot be
+    drawn with, and as in `evaluate`.
+    """
+    require_whole("prompts", prompts, least=1)
+    require_whole("seed", seed, least=0)
+    if not guidances or not temperatures:
+        raise ValueError("no guidance or no temperature to choose from: give at least one of each")
+    for guidance in guidances:
+        require_number("guidance", guidance, "a finite number, 1 for none")
+    for temperature in temperatures:
+        Sampling(temperature=temperature)
+    side, _ = picture_sides(pipe)
+    drawings = shapes.seen_prompts(prompts, seed, split="validation", side=side)
+    pairs = sorted(set(product(guidances, temperatures)))
+    tallies: dict[tuple[float, float], Tally] = {}
+    with Progress(len(pairs) * prompts, "picture", progress) as bar:
+        for guidance, temperature in pairs:
+            options = {"guidance": guidance, "temperature": temperature}
+            right = draw(pipe, drawings, seed, batch_size, bar.advance, **options)
+            tallies[guidance, temperature] = Tally(sum(right), prompts)
+    # The first of equals, and the pairs are in order.
+    guidance, temperature = max(pairs, key=lambda pair: tallies[pair].right)
+    return Choice(guidance, temperature, tallies)
+
+
+def write_defaults(folder: str | Path, *, guidance: float, temperature: float) -> Path:
+    """State what to draw with in a checkpoint's generation_config.json, all else in it kept; -> its path.
+
+    A pipeline that is loaded from the folder afterwards draws with it. The file is replaced whole or not at
+    all. FileNotFoundError for no such folder, ValueError for a file that is no JSON object.
+    """
+    require_number("guidance", guidance, "a finite number, 1 for none")
+    Sampling(temperature=temperature)
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds a checkpoint's files")
+    path = folder / FILE
+    files = {FILE: path.read_bytes()} if path.is_file() else {}
+    stated = read_object(files, FILE, where=str(folder)).values
+    values = {**stated, "guidance_scale": guidance, "temperature": temperature}
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
+    return path
