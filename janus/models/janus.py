@@ -69,13 +69,19 @@ class Janus(nn.Module):
         return self.code_adapter(self.code_embedding(codes))
 
     def hidden_states(
-        self, embeds: Tensor, attention_mask: Tensor | None = None, cache: KeyValueCache | None = None
+        self,
+        embeds: Tensor,
+        attention_mask: Tensor | None = None,
+        cache: KeyValueCache | None = None,
+        *,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """(B, S, D) -> (B, S, D), after the final norm.
 
-        The mask, (B, S), is false at padding, whose rows come out zero.
+        The mask, (B, S), is false at padding, whose rows come out zero. `documents` (B, S), in place of mask
+        and cache, number the documents of each row, of which none sees another, and are 0 at padding.
         """
-        return self.language(embeds, attention_mask, cache)
+        return self.language(embeds, attention_mask, cache, documents=documents)
 
     def text_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., V)."""

@@ -28,12 +28,14 @@ class Sight:
 
     Those up to their own, from key `starts` (B,) of their row on if given; or those of a mask
     (B or 1, 1, S, K), where padding stands elsewhere than on the left. A lone query may be followed by keys
-    that are not filled yet: its row ends at `ends` (B,).
+    that are not filled yet: its row ends at `ends` (B,). Of a row of documents, document i is the positions
+    [offsets[i], offsets[i + 1]), some of them none.
     """
 
     starts: Tensor | None = None
     mask: Tensor | None = None
     ends: Tensor | None = None
+    offsets: Tensor | None = None
 
 
 class LayerCache(Protocol):
@@ -92,6 +94,17 @@ def causal_mask(queries: int, keys: int, valid: Tensor | None, device: torch.dev
     if valid is None:
         return (key <= query)[None, None]
     return (key <= query) & (valid[:, None, None, :] | (key == query))
+
+
+def document_starts(documents: Tensor) -> Tensor:
+    """Where each position's own document begins, all rows being one: (B, S) numbers -> (B * S,).
+
+    Neighbours of one number are of one document, unless a row ends between them.
+    """
+    begins = torch.ones_like(documents, dtype=torch.bool)
+    begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
+    place = torch.arange(documents.numel(), device=documents.device)
+    return torch.where(begins.flatten(), place, 0).cummax(0).values
 
 
 def left_padded_starts(valid: Tensor) -> Tensor | None:
@@ -158,7 +171,7 @@ class Attention(nn.Module):
             mixed = attention(q, k, v, mask=sight.mask)
         else:
             lengths = None if sight.starts is None else k.shape[2] - sight.starts
-            mixed = attention(q, k, v, causal=True, lengths=lengths)
+            mixed = attention(q, k, v, causal=True, lengths=lengths, offsets=sight.offsets)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
 
@@ -227,13 +240,20 @@ class Llama(nn.Module):
         cache: KeyValueCache | None = None,
         *,
         positions: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """(B, S, D) -> (B, S, D).
 
         `mask` tells real positions from padding: (B, S), or (B, K) with the cache's before it. Padding is
         invisible and its own hidden states are zero. `positions` (B, S) are counted from the mask, unless
-        given.
+        given. `documents` (B, S) number the documents that share a row, neighbours differently, and are 0 at
+        padding: none sees another, and in each positions are counted anew. They take the place of the mask,
+        and there can be no cache.
         """
+        if documents is not None:
+            if mask is not None or cache is not None or positions is not None:
+                raise ValueError("documents leave nothing for a mask, a cache or positions to say: give none")
+            return self._forward_documents(embeds, documents)
         rows, length = embeds.shape[:2]
         past = 0
         valid = None if mask is None else mask.bool()
@@ -263,6 +283,26 @@ class Llama(nn.Module):
             cache.finish(length)
         x, _ = self.norm(x, residual)
         return x if valid is None else x.masked_fill(~valid[:, past:, None], 0)
+
+    def _forward_documents(self, embeds: Tensor, documents: Tensor) -> Tensor:
+        """All rows as one, so that documents are found by their offsets alone; (B, S, D) -> (B, S, D)."""
+        if documents.shape != embeds.shape[:2]:
+            raise ValueError(f"documents must be {tuple(embeds.shape[:2])}, not {tuple(documents.shape)}")
+        if documents.is_floating_point() or documents.dtype == torch.bool:
+            raise ValueError(f"documents must be whole numbers, not {documents.dtype}")
+        padding = (documents == 0)[..., None]
+        starts = document_starts(documents)
+        place = torch.arange(len(starts) + 1, device=starts.device)
+        tables = rotary_tables((place[:-1] - starts)[None], self.config.head_width, self.config.rope_theta)
+        rotary = tables[0].to(embeds.dtype), tables[1].to(embeds.dtype)
+        # One offset a position, most of them of documents of no length: their number needs no looking at.
+        sight = Sight(offsets=torch.cat((starts, place[-1:])))
+        # What padding holds is zero before it is multiplied by gradients of zero, which leave NaN as it is.
+        x, residual = embeds.masked_fill(padding, 0).flatten(0, 1)[None], None
+        for block in self.layers:
+            x, residual = block(x, residual, rotary, sight, None)
+        x, _ = self.norm(x, residual)
+        return x[0].unflatten(0, documents.shape).masked_fill(padding, 0)
 
 
 def _padded_sight(valid: Tensor, past: int, cache: KeyValueCache | None) -> Sight:

@@ -1,0 +1,238 @@
+"""Checkpoints of a run: written whole or not at all, and read by any number of processes.
+
+A folder of them holds `step-00001000/`, each with the tensors in the format of torch.distributed.checkpoint
+(every process writes its shares, and any number of processes reads theirs), `recipe.toml`, `shared.pt` (what
+all processes have in common), `rank-00000.pt` of each process (its place in the data, its random numbers) and
+`state.json`. A folder is written as `step-00001000.tmp` and renamed when all of it is on the disk, so that
+one with a final name is complete.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
+
+from janus.checks import one_line
+from janus.training.parallel import Ranks
+from janus.training.parts import trained
+from janus.training.recipe import Recipe, differences
+from janus.training.recipe_file import dump, parse_recipe
+
+NAME = re.compile(r"step-(\d{8,})")
+UNFINISHED = ".tmp"
+STATE, SHARED, RECIPE, TENSORS = "state.json", "shared.pt", "recipe.toml", ".metadata"
+# What may be another when a run goes on: how long, what is shown and kept of it, and who computes it.
+HARMLESS = ("steps", "log", "checkpoint", "evaluate", "parallel", "data.workers")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A complete checkpoint: after how many steps, and by how many processes, it was written."""
+
+    folder: Path
+    step: int
+    ranks: int
+
+    def recipe(self) -> Recipe:
+        """The recipe that it was written under."""
+        file = self.folder / RECIPE
+        return parse_recipe(file.read_text(encoding="utf-8"), str(file))
+
+    def shared(self) -> dict[str, Any]:
+        """What all processes had in common beside the tensors."""
+        return _read(self.folder / SHARED)
+
+    def own(self) -> list[dict[str, Any]]:
+        """What each process had for itself, in the order of ranks."""
+        return [_read(self.folder / _rank_file(rank)) for rank in range(self.ranks)]
+
+    def check(self, recipe: Recipe) -> None:
+        """ValueError, naming the keys, where a recipe cannot go on from here."""
+        keys = [key for key in differences(self.recipe(), recipe) if not _is_harmless(key)]
+        if keys:
+            raise ValueError(
+                f"{self.folder} was written under another recipe, which differs in {', '.join(keys)}: give "
+                "the same, or begin in another folder"
+            )
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Fill tensors, in place, each process its own shares; ValueError where they are not those saved."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that there is one process only
+                dcp.load(dict(tensors), checkpoint_id=self.folder)
+        except (CheckpointException, RuntimeError, ValueError, KeyError, OSError, EOFError) as error:
+            raise ValueError(
+                f"{self.folder} cannot be read ({one_line(_cause(error))}): remove it to go on from the "
+                "checkpoint before it"
+            ) from error
+
+
+def _is_harmless(key: str) -> bool:
+    return any(key == each or key.startswith(f"{each}.") for each in HARMLESS)
+
+
+def _cause(error: BaseException) -> BaseException:
+    """Of an error of several processes, that of one."""
+    failures = getattr(error, "failures", None)
+    return next(iter(failures.values()))[0] if failures else error
+
+
+def newest(root: Path) -> Checkpoint | None:
+    """The newest complete checkpoint of a folder, if there is one."""
+    found = [
+        (int(match[1]), folder) for folder in root.glob("step-*") if (match := NAME.fullmatch(folder.name))
+    ]
+    for step, folder in sorted(found, reverse=True):
+        try:
+            ranks = json.loads((folder / STATE).read_bytes())["ranks"]
+            names = [TENSORS, SHARED, RECIPE, *map(_rank_file, range(ranks))]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        if all((folder / name).is_file() for name in names):
+            return Checkpoint(folder, step, ranks)
+    return None
+
+
+def save(
+    root: Path,
+    step: int,
+    tensors: Mapping[str, Tensor],
+    *,
+    shared: Mapping[str, Any],
+    own: Mapping[str, Any],
+    recipe: Recipe,
+    keep: int,
+    place: Ranks,
+) -> Path:
+    """Write a checkpoint, together with all other processes, and remove all but the newest `keep`.
+
+    `shared` and `own` hold tensors, numbers, texts, lists and tables; of `shared`, the first process's count.
+    """
+    final = root / f"step-{step:08d}"
+    unfinished = final.with_name(final.name + UNFINISHED)
+    if place.first:
+        for left in root.glob(f"step-*{UNFINISHED}"):  # by runs that were killed
+            shutil.rmtree(left)
+        unfinished.mkdir(parents=True)
+    place.wait()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        dcp.save(dict(tensors), checkpoint_id=unfinished)
+    _write(unfinished / _rank_file(place.rank), own)
+    if place.first:
+        _write(unfinished / SHARED, shared)
+        _flush(unfinished / RECIPE, dump(recipe).encode())
+        _flush(unfinished / STATE, json.dumps({"step": step, "ranks": place.size}).encode())
+    place.wait()
+    if place.first:
+        _publish(unfinished, final)
+        _remove_old(root, keep)
+    place.wait()
+    return final
+
+
+def _publish(unfinished: Path, final: Path) -> None:
+    """Give a folder that is whole its final name, for good."""
+    if final.exists():  # of the same step, by a run that went on from an older one
+        _remove(final)
+    _sync_folder(unfinished)
+    unfinished.rename(final)
+    _sync_folder(final.parent)
+
+
+def _remove_old(root: Path, keep: int) -> None:
+    finished = sorted(folder for folder in root.glob("step-*") if NAME.fullmatch(folder.name))
+    for folder in finished[:-keep]:
+        _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Under another name first, so that half of one is never taken for whole."""
+    leaving = folder.with_name(f"{folder.name}.old{UNFINISHED}")
+    folder.rename(leaving)
+    shutil.rmtree(leaving)
+
+
+def _rank_file(rank: int) -> str:
+    return f"rank-{rank:05d}.pt"
+
+
+def _write(file: Path, values: Mapping[str, Any]) -> None:
+    with file.open("wb") as stream:
+        torch.save(dict(values), stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _flush(file: Path, content: bytes) -> None:
+    with file.open("wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    # Any class of exception: what torch raises depends on the damage.
+    except Exception as error:
+        raise ValueError(
+            f"{file} cannot be read ({one_line(error)}): remove {file.parent} to go on from the one before it"
+        ) from error
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """All parameters of a model, to be saved or filled, whether they learn or not."""
+    return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
+    """The moments and step counts of AdamW by the names of what learns; zeros, where there are none yet."""
+    fused = {id(each): group["fused"] for group in optimizer.param_groups for each in group["params"]}
+    found: dict[str, Tensor] = {}
+    for name, parameter in trained(model).items():
+        state = optimizer.state[parameter]
+        if not state:
+            device = parameter.device if fused[id(parameter)] else None
+            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for moment in ("exp_avg", "exp_avg_sq"):
+                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        found |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
+    return found
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """What torch's default generators stand at."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Go on from what `random_state` gave; a device of another kind goes on with its own."""
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)

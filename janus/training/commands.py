@@ -1,0 +1,127 @@
+"""What the command line runs of training: `janus train`, `janus plot`, `janus data`, `janus pretokenize`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from janus.devices import resolve_device
+
+
+def train(
+    recipe: str,
+    overrides: Sequence[str] = (),
+    *,
+    out: Path | None = None,
+    dry: bool = False,
+    device: str | None = None,
+) -> int:
+    """Train by a recipe into a folder, `runs/` and the recipe's name if left out; -> the exit status.
+
+    With `dry` nothing is trained or written. Raises FileNotFoundError, or ValueError in one line, for
+    whatever stops a run.
+    """
+    from janus.training import loop
+    from janus.training.recipe_file import read_recipe
+
+    read = read_recipe(recipe, overrides)
+    folder = Path("runs", Path(recipe).stem) if out is None else out
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: give a folder with --out")
+    if several():  # the group is the whole command's: whoever fails must not leave the others waiting
+        from janus.inference.ranks import meet
+
+        meet(device)
+    try:
+        if dry:
+            from janus.training.dry_run import dry_run
+
+            dry_run(read, device=device)
+            return 0
+        loop.train(read, folder, device=device)
+    except (FloatingPointError, ImportError) as error:
+        raise ValueError(str(error)) from error
+    print(folder)
+    return 0
+
+
+def several() -> bool:
+    """Whether `torchrun` started more processes than this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def plot(runs: Sequence[Path], output: Path) -> int:
+    """Draw the curves of runs into a PNG; -> the exit status. Raises as `janus.training.plot.plot`."""
+    from janus.training.plot import plot as draw
+
+    print(draw(runs, output))
+    return 0
+
+
+def check(
+    file: Path,
+    *,
+    model: str | None,
+    limit: int | None = None,
+    system: str | None = None,
+    skip_bad: bool = False,
+    rejects: Path | None = None,
+) -> int:
+    """Tell all that is wrong with a file of training data; -> the exit status, 1 where anything is."""
+    from janus.training.data.check import run
+
+    return run(file, model=_named(model), limit=limit, system=system, skip_bad=skip_bad, rejects=rejects)
+
+
+def pretokenize(
+    source: str,
+    folder: Path,
+    *,
+    model: str | None,
+    device: str | None = None,
+    shard_rows: int = 1000,
+    batch_size: int = 16,
+) -> int:
+    """Turn the pictures of drawings into codes in a folder; -> the exit status.
+
+    Of several processes that `torchrun` started each does its share. What is there already stays. The
+    tokenizer computes in float32.
+    """
+    from janus.processing.processor import Processor
+    from janus.training.data.open import open_source
+    from janus.training.data.outline import Geometry
+    from janus.training.data.pretokenize import pretokenize as run
+    from janus.weights.load import load
+
+    rows = open_source(source)
+    loaded = load(_named(model), device=_own_device(device), dtype="float32")
+    run(
+        rows,
+        loaded.vq,
+        folder,
+        processor=Processor.from_pretrained(_named(model)),
+        geometry=Geometry.of(loaded.config),
+        shard_rows=shard_rows,
+        batch_size=batch_size,
+        rank=int(os.environ.get("RANK", "0")),
+        ranks=int(os.environ.get("WORLD_SIZE", "1")),
+    )
+    print(folder)
+    return 0
+
+
+def _own_device(device: str | None) -> torch.device:
+    """The device named; of several processes that share a machine's GPUs, the one of this one's number."""
+    chosen = resolve_device(device)
+    if several() and chosen.type == "cuda" and device in (None, "cuda"):
+        return resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+    return chosen
+
+
+def _named(model: str | None) -> str:
+    if model is None:
+        raise ValueError("name the model that the data are for with -m: a hub id or a folder")
+    return model

@@ -1,0 +1,195 @@
+"""What a recipe reads: its sources opened, mixed at its ratio, and dealt out to the processes of a run.
+
+B pictures of S x S pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from itertools import count
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from janus.models.janus import Janus
+from janus.models.vq import VQ
+from janus.processing.image import load_picture, square_picture, to_signed_pixels
+from janus.processing.processor import Processor
+from janus.training.data.documents import Builder
+from janus.training.data.limits import Guard
+from janus.training.data.loader import Loader
+from janus.training.data.mixture import Mixture, Part, Source
+from janus.training.data.open import open_source
+from janus.training.data.outline import Geometry
+from janus.training.data.rows import Drawing
+from janus.training.data.sources import World, hugging_face
+from janus.training.parallel import Ranks, rows_of
+from janus.training.recipe import Recipe
+from janus.training.recipe_sections import Data
+from janus.training.recipe_sections import Source as Described
+from janus.training.worlds import shapes
+from janus.training.worlds.shapes.raster import LEAST_SIDE
+
+
+def documents(recipe: Recipe, model: Janus, processor: Processor, place: Ranks) -> Loader:
+    """The batches of a process: documents at the recipe's ratio, in rows of its length."""
+    geometry = Geometry.of(model.config)
+    builder = Builder(
+        processor=processor,
+        guard=Guard(recipe.data.sequence_length, recipe.data.overlong),
+        geometry=geometry,
+        prompt_dropout=recipe.data.prompt_dropout,
+    )
+    parts = parts_of(recipe.data, side=model.config.picture_size, vq=model.vq, geometry=geometry)
+    return Loader(
+        Mixture(parts, seed=recipe.seed, rank=place.rank, ranks=place.size),
+        builder,
+        rows=rows_of(recipe, place.size),
+        length=recipe.data.sequence_length,
+        packed=recipe.data.packing,
+        workers=recipe.data.workers,
+    )
+
+
+def parts_of(data: Data, *, side: int, vq: VQ | None = None, geometry: Geometry | None = None) -> list[Part]:
+    """The sources of a recipe with their weights; `side` is that of pictures that worlds draw.
+
+    With a ratio, sources of a task share its part of it.
+    """
+    weights = dict.fromkeys(("understanding", "text", "drawing"), 0.0)
+    for each in data.sources:
+        weights[each.task] += each.weight
+    return [
+        Part(
+            open_described(each, side=side, vq=vq, geometry=geometry),
+            each.weight
+            if data.ratio is None
+            else getattr(data.ratio, each.task) * each.weight / weights[each.task],
+            each.task,
+        )
+        for each in data.sources
+    ]
+
+
+def open_described(
+    source: Described, *, side: int, vq: VQ | None = None, geometry: Geometry | None = None
+) -> Source:
+    """The source that a recipe describes; raises FileNotFoundError or ValueError with the remedy."""
+    if source.path is not None:
+        return open_source(source.path, vq=vq, geometry=geometry)
+    if source.dataset is not None:
+        named = {} if source.columns is None else vars(source.columns)
+        columns = {key: column for key, column in named.items() if column is not None}
+        return hugging_face(source.dataset, split=source.split, columns=columns)
+    if source.task == "text":
+        return World(_shapes_text, "shapes (text)")
+    if side < LEAST_SIDE:
+        raise ValueError(
+            f"the world of shapes needs pictures of {LEAST_SIDE} pixels, and the model's have {side}"
+        )
+    make = _shapes_drawing if source.task == "drawing" else _shapes_question
+    return World(partial(make, side=side), f"shapes ({source.task})")
+
+
+def _shapes_drawing(random: np.random.Generator, *, side: int) -> Mapping[str, Any]:
+    drawn = shapes.drawing(random, side=side)
+    return {"prompt": drawn.caption, "image": drawn.picture}
+
+
+def _shapes_question(random: np.random.Generator, *, side: int) -> Mapping[str, Any]:
+    asked = shapes.question(random, side=side)
+    picture = {"type": "image", "image": asked.picture}
+    return _conversation([picture, {"type": "text", "text": asked.question}], asked.answer)
+
+
+def _shapes_text(random: np.random.Generator) -> Mapping[str, Any]:
+    return _conversation(*shapes.text(random))
+
+
+def _conversation(question: Any, answer: str) -> Mapping[str, Any]:
+    turns = (("user", question), ("assistant", answer))
+    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+
+
+class Pictures:
+    """Endless batches of pictures alone, (B, 3, S, S) in [-1, 1]; resumed as a `Loader` is."""
+
+    def __init__(self, mixture: Mixture, *, size: int, rows: int, workers: int = 0) -> None:
+        self.mixture, self.size, self.rows, self.workers = mixture, size, rows, workers
+        self.place = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        reads: DataLoader[Any] = DataLoader(
+            _Squares(self.mixture, self.size),
+            batch_size=None,
+            sampler=_Places(self.place, self.rows),
+            num_workers=self.workers,
+            generator=torch.Generator(),  # torch's default one is the training's: reading must not move it
+        )
+        for pixels, error in reads:
+            if error is not None:
+                raise error
+            self.place += self.rows
+            yield pixels
+
+    def state_dict(self) -> dict[str, Any]:
+        """The place in the order, with what the order depends on; in the form of a `Loader`'s."""
+        return {"place": self.place, "dropped": 0, "cut": 0, "identity": self.mixture.identity()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a state was taken. Raises ValueError where it belongs to another order of rows."""
+        ours = self.mixture.identity()
+        for key, theirs in state["identity"].items():
+            if ours[key] != theirs:
+                raise ValueError(
+                    f"the data's {key} were {theirs} when the state was saved, and are {ours[key]}: give the "
+                    "same, or begin a new run"
+                )
+        self.place = state["place"]
+
+
+class _Squares(Dataset[tuple[Tensor | None, Exception | None]]):
+    """The pictures at given places, or the error to be raised in the main process."""
+
+    def __init__(self, mixture: Mixture, size: int) -> None:
+        self.mixture, self.size = mixture, size
+
+    def __getitem__(self, places: Sequence[int]) -> tuple[Tensor | None, Exception | None]:
+        try:
+            return torch.stack([self._square(place) for place in places]), None
+        except (ValueError, FileNotFoundError) as error:
+            return None, error
+
+    def _square(self, place: int) -> Tensor:
+        draw = self.mixture.draw(place)
+        row = self.mixture.parts[draw.part].source.row(draw.index, draw.seed)
+        if not isinstance(row, Drawing) or row.picture is None:
+            raise ValueError(f"{row.where}: no prompt with an image, which is what a tokenizer learns from")
+        try:
+            return to_signed_pixels(square_picture(load_picture(row.picture), self.size))
+        except (ValueError, FileNotFoundError) as error:
+            raise type(error)(f"{row.where}: {error}") from error
+
+
+class _Places:
+    """Places from the first on, as many at a time as a batch has rows, without end."""
+
+    def __init__(self, first: int, rows: int) -> None:
+        self.first, self.rows = first, rows
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return (list(range(start, start + self.rows)) for start in count(self.first, self.rows))
+
+
+def pictures(recipe: Recipe, size: int, place: Ranks) -> Pictures:
+    """The batches of a process that trains a tokenizer."""
+    return Pictures(
+        Mixture(parts_of(recipe.data, side=size), seed=recipe.seed, rank=place.rank, ranks=place.size),
+        size=size,
+        rows=rows_of(recipe, place.size),
+        workers=recipe.data.workers,
+    )

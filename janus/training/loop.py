@@ -1,0 +1,151 @@
+"""Training, from a recipe to a model in a folder.
+
+A run's folder holds `log.jsonl` and what is shown beside it, `checkpoints/`, from which it goes on after a
+kill at any moment, and at its end the model. `torchrun` starts a run of several processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from janus.training.data.packing import Batch
+from janus.training.evaluation import build_evaluator
+from janus.training.flops import Cost, cost, machine_rate
+from janus.training.log import RunLog
+from janus.training.objectives import Sums, count, encode, total
+from janus.training.parallel import Ranks, clip, computing, exchanging, ranks
+from janus.training.recipe import Recipe
+from janus.training.recipe_file import read_recipe
+from janus.training.run import Run, begin, export, keep, learning, set_rate, shown
+from janus.training.samples import draw_and_ask
+from janus.training.schedule import factor
+from janus.training.vq_loop import train_vq
+
+
+def train(
+    recipe: Recipe | str | Path,
+    folder: str | Path,
+    *,
+    overrides: Iterable[str] = (),
+    device: str | torch.device | None = None,
+    show: Callable[[str], object] | None = None,
+) -> Path:
+    """Train by a recipe, of a file or the library's own by its name; -> the folder, with the model in it.
+
+    A run that the folder holds already goes on from its newest checkpoint, with the losses that it would have
+    had. `overrides` are `key=value`, as on the command line; `show` gets the lines of progress. Raises
+    FileNotFoundError or ValueError for a recipe, data or a folder that do not fit, and FloatingPointError
+    where gradients are not finite.
+    """
+    if not isinstance(recipe, Recipe):
+        recipe = read_recipe(recipe, overrides)
+    elif list(overrides):
+        raise ValueError("overrides change a recipe that is read: give its file, or change the recipe itself")
+    folder = Path(folder)
+    with ranks(device) as place:
+        if recipe.task == "vq":
+            train_vq(recipe, folder, place, show)
+        else:
+            train_janus(recipe, folder, place, show)
+    return folder
+
+
+def train_janus(
+    recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], object] | None = None
+) -> None:
+    """Train the language model and what is around it."""
+    run = begin(recipe, folder, place)
+    evaluate = build_evaluator(run)
+    log = open_log(recipe, folder, place, run.step, show)
+    parameters, costs = learning(run.model), cost(run.model.config, recipe.train)
+    batches: Any = iter(run.loader)
+    with closing(batches), closing(log) if log else nullcontext():
+        while run.step < recipe.steps:
+            turns = [next(batches) for _ in range(recipe.accumulate)]
+            words, codes, tokens, places, flop = place.summed(holds(turns, costs).to(place.device)).tolist()
+
+            rate = recipe.optimizer.lr * factor(run.step, recipe.schedule, recipe.steps)
+            losses = torch.zeros(2, device=place.device)
+            for batch in turns:
+                losses += learn(run, batch, words + codes, exchange=batch is turns[-1])
+            norm = clip(parameters, recipe.optimizer.clip)
+            check_finite(norm, run.step, rate)
+            set_rate(run.optimizer, rate)
+            run.optimizer.step()
+            run.optimizer.zero_grad(set_to_none=True)
+            if run.average is not None:
+                run.average.update()
+            run.step += 1
+
+            text, picture = place.summed(losses)
+            figures = {"loss": total(Sums(text, picture), recipe.loss, words + codes)}
+            figures |= {"text_loss": text / words} if words else {}
+            figures |= {"picture_loss": picture / codes} if codes else {}
+            if log:
+                more = {"rate": rate, "norm": norm, "padding": 1 - tokens / places}
+                log.step({**figures, **more}, tokens=int(tokens), flop=int(flop))
+            if is_due(run.step, recipe.log.samples_every):
+                with shown(run) as model:
+                    if model is not None and log:
+                        log.samples(*draw_and_ask(model, run.processor, recipe))
+            if evaluate is not None and recipe.evaluate and is_due(run.step, recipe.evaluate.every):
+                scores = evaluate()
+                if log:
+                    log.write(scores)
+            if is_due(run.step, recipe.checkpoint.every) or run.step == recipe.steps:
+                keep(run)
+    export(run)
+
+
+def holds(turns: Sequence[Batch], costs: Cost) -> Tensor:
+    """Of a process's share of a step: labelled words and codes, tokens, positions, FLOP; exact to 2 ** 53."""
+    held = [count(batch) for batch in turns]
+    tokens = sum(batch.tokens for batch in turns)
+    flop = sum(costs.of(each) for each in held)
+    words, codes = sum(each.word_labels for each in held), sum(each.code_labels for each in held)
+    places = sum(each.tokens for each in held)
+    return torch.tensor([words, codes, tokens, places, flop], dtype=torch.float64)
+
+
+def learn(run: Run, batch: Batch, labels: float, *, exchange: bool) -> Tensor:
+    """One turn, forward and backward; -> the sums of both losses (2,). `labels` are all those of the step."""
+    place, recipe = run.place, run.recipe
+    batch = batch.to(place.device, non_blocking=True).tokenized(partial(encode, run.model))
+    with exchanging(run.objective, exchange):
+        with computing(recipe, place):
+            text, picture = run.objective(batch)
+        # Gradients are averaged over processes; of the sums that they are to be, that is one part each.
+        total(Sums(text, picture), recipe.loss, labels / place.size).backward()
+    return torch.stack((text.detach(), picture.detach()))
+
+
+def open_log(
+    recipe: Recipe, folder: Path, place: Ranks, done: int, show: Callable[[str], object] | None
+) -> RunLog | None:
+    """The log of a run that goes on after `done` steps; the first process has it."""
+    if not place.first:
+        return None
+    dtype = torch.float32 if recipe.precision == "float32" else torch.bfloat16
+    rate = machine_rate(place.device, dtype) * place.size
+    return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, show=show)
+
+
+def check_finite(norm: Tensor, step: int, rate: float) -> None:
+    """FloatingPointError, before any weight has moved, for gradients that are no numbers."""
+    if not bool(norm.isfinite()):
+        raise FloatingPointError(
+            f"gradients of step {step} are not finite: lower the rate, {rate:.3g} by then, or look for data "
+            "that are not numbers"
+        )
+
+
+def is_due(step: int, every: int | None) -> bool:
+    """Whether something that is done `every` so many steps is done after this one."""
+    return every is not None and step % every == 0

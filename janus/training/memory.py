@@ -1,0 +1,239 @@
+"""What a recipe will take, told before anything runs: parameters, memory by kind, tokens a step.
+
+The weights and what goes with them are counted, the activations weighed (`weigh`). Of a process, where there
+are several.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from janus.checks import require_whole
+from janus.config import JanusConfig, VQConfig
+from janus.models.llama import Block
+from janus.models.siglip import Block as VisionBlock
+from janus.models.vq import VQ
+from janus.training.longest import longest_row, rows_loss
+from janus.training.parts import freeze, parameters, trained
+from janus.training.recipe import Recipe
+from janus.training.recipe_sections import KINDS, Kind
+from janus.training.weigh import (
+    DTYPES,
+    Loss,
+    discriminator_of,
+    prepare,
+    weigh,
+    weigh_tokenizing,
+    weigh_vq,
+)
+from janus.weights.load import empty_model
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True)
+class Part:
+    """How many numbers a part of the model holds, and how many of them learn."""
+
+    numbers: int
+    learning: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """What a run takes, in bytes of one process.
+
+    `weights`, `moments` (the optimizer's), `average` (EMA) and `gathered` (what FSDP brings together of other
+    processes' shares) are always there. `gradients` come and `activations` go during a step, which takes
+    `step` for both at its worst moment, less than their sum. `by_row` tells this moment where all rows are of
+    one task, of which `activations` and `step` are the worst, and `otherwise` where activation checkpointing
+    is the other way than `checkpointing` says. `tokens` are at most so many a step, over all processes; of a
+    VQ tokenizer they are codes.
+    """
+
+    parts: Mapping[str, Part]
+    weights: int
+    gradients: int
+    moments: int
+    average: int
+    gathered: int
+    activations: int
+    step: int
+    tokens: int
+    checkpointing: bool
+    otherwise: int | None = None
+    by_row: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def total(self) -> int:
+        """At the worst moment."""
+        return self.weights + self.moments + self.average + self.gathered + self.step
+
+
+def foretell(
+    config: JanusConfig | VQConfig,
+    recipe: Recipe,
+    *,
+    ranks: int = 1,
+    device: str = "cpu",
+    loss: Loss = rows_loss,
+) -> Memory:
+    """The memory of a recipe on `ranks` processes, each with its own device.
+
+    `config` is the architecture that `recipe.model` leads to. `loss` computes the step's loss as training
+    does; left out, heads are applied where something is to be predicted, and nowhere else. Raises ValueError
+    for parts that the model has not, a batch that cannot be shared out, a row without room for a picture, and
+    a device that is not there.
+    """
+    require_whole("ranks", ranks, least=1)
+    rows, rest = divmod(recipe.batch, recipe.accumulate * ranks)
+    if rest:
+        raise ValueError(
+            f"batch {recipe.batch} cannot be shared out to {ranks} processes in accumulate = "
+            f"{recipe.accumulate} turns: make it a multiple of {recipe.accumulate * ranks}"
+        )
+    if recipe.task == "vq":
+        return _foretell_vq(config if isinstance(config, VQConfig) else config.vq, recipe, rows, device)
+    assert isinstance(config, JanusConfig)  # the recipe was checked
+    model = empty_model(config)
+    prepare(model, recipe)
+    parts, state = _parts(model), _state(model, recipe, ranks)
+    longest = {kind: longest_row(config, recipe.data.sequence_length, kind) for kind in _kinds(recipe)}
+    weighed = {
+        kind: weigh(config, recipe, row, rows, device=device, loss=loss) for kind, row in longest.items()
+    }
+    worst = max(weighed, key=lambda kind: weighed[kind].most)
+    other = not recipe.activation_checkpointing
+    otherwise = weigh(config, recipe, longest[worst], rows, device=device, checkpointing=other, loss=loss)
+    full = sum(part.learning for part in parts.values()) * DTYPES[recipe.precision].itemsize
+
+    def moment(most: int) -> int:
+        """Where gradients are split, their worst moment is without most of them."""
+        return max(most - full + state["gradients"], state["gradients"])
+
+    by_row: dict[str, int] = {kind: moment(each.most) for kind, each in weighed.items()}
+    if "drawing" in longest:  # over before there are activations
+        pictures = longest["drawing"].drawn * rows
+        by_row["tokenizing"] = weigh_tokenizing(config, recipe, pictures, device=device)
+    return Memory(
+        parts=parts,
+        **state,
+        activations=weighed[worst].held,
+        step=max(by_row.values()),
+        tokens=recipe.batch * recipe.data.sequence_length,
+        checkpointing=not other,
+        otherwise=moment(otherwise.most),
+        by_row=by_row,
+    )
+
+
+def _foretell_vq(config: VQConfig, recipe: Recipe, pictures: int, device: str) -> Memory:
+    settings = recipe.vq_training()
+    with torch.device("meta"):
+        vq, discriminator = VQ(config), discriminator_of(settings)
+    freeze(vq, recipe.train)
+    parts, state = _parts(vq), _state(vq, recipe, 1)
+    judge = 0
+    if settings.discriminator_from is not None:
+        judge = sum(weight.numel() for weight in discriminator.parameters())
+        parts["discriminator"] = Part(judge, judge)
+        for kind, times in (("weights", 1), ("gradients", 1), ("moments", 2)):
+            state[kind] += judge * times * 4
+    weighed = weigh_vq(config, recipe, pictures, device=device)
+    side = (recipe.vq.picture_size if recipe.vq else 256) // config.factor
+    return Memory(
+        parts=parts,
+        **state,
+        activations=weighed.held,
+        step=max(weighed.most + judge * 4, state["gradients"]),
+        tokens=recipe.batch * side**2,
+        checkpointing=False,
+    )
+
+
+def _kinds(recipe: Recipe) -> list[Kind]:
+    given = {source.task for source in recipe.data.sources}
+    return [kind for kind in KINDS if kind in given]
+
+
+def _parts(model: nn.Module) -> dict[str, Part]:
+    return {
+        part: Part(
+            sum(weight.numel() for weight in weights.values()),
+            sum(weight.numel() for weight in weights.values() if weight.requires_grad),
+        )
+        for part, weights in parameters(model).items()
+    }
+
+
+def _state(model: nn.Module, recipe: Recipe, ranks: int) -> dict[str, Any]:
+    """Bytes of what there is for each parameter, by kind; of the process's share, where it is split."""
+    dtype = DTYPES[recipe.precision]
+    split = recipe.parallel.kind == "fsdp" and ranks > 1
+    shards = (recipe.parallel.shards or ranks) if split else 1
+    everything = sum(weight.numel() for weight in model.parameters())
+    learning = sum(weight.numel() for weight in trained(model).values())
+
+    def share(numbers: int, size: int) -> int:
+        return -(-numbers // shards) * size
+
+    return {
+        "weights": share(everything, dtype.itemsize),
+        "gradients": share(learning, dtype.itemsize),
+        "moments": share(learning, 2 * dtype.itemsize),
+        "average": 0 if recipe.ema is None else share(learning, 4),
+        "gathered": _gathered(model, recipe) if split else 0,
+    }
+
+
+def _gathered(model: nn.Module, recipe: Recipe) -> int:
+    """What FSDP holds whole: all that is in no block, and two blocks, of which one is fetched ahead."""
+    size = torch.float32.itemsize if recipe.precision == "float32" else torch.bfloat16.itemsize
+    blocks = [
+        sum(weight.numel() for weight in module.parameters())
+        for module in model.modules()
+        if isinstance(module, Block | VisionBlock)
+    ]
+    everything = sum(weight.numel() for weight in model.parameters())
+    return (everything - sum(blocks) + 2 * max(blocks, default=0)) * size
+
+
+def format_memory(memory: Memory) -> str:
+    """The tables that `--dry-run` prints: millions of parameters, and GiB."""
+    lines = [f"{'parameters (millions)':<24}{'all':>10}{'learning':>10}"]
+    for name, part in memory.parts.items():
+        lines.append(f"  {name:<22}{_millions(part.numbers)}{_millions(part.learning)}")
+    everything = sum(part.numbers for part in memory.parts.values())
+    learning = sum(part.learning for part in memory.parts.values())
+    lines += [f"  {'all':<22}{_millions(everything)}{_millions(learning)}", ""]
+    lines.append(f"{'memory of a process':<24}{'GiB':>10}")
+    for name, size in (
+        ("weights", memory.weights),
+        ("gradients", memory.gradients),
+        ("optimizer", memory.moments),
+        ("moving average", memory.average),
+        ("gathered", memory.gathered),
+        ("activations", memory.activations),
+        ("at the worst moment", memory.total),
+    ):
+        lines += [f"  {name:<22}{_gib(size)}"] if size else []
+    kept = memory.total - memory.step
+    for name, size in memory.by_row.items():
+        lines.append(f"  {'  ' + name + ' rows' if name in KINDS else '  ' + name:<22}{_gib(kept + size)}")
+    if memory.otherwise is not None:
+        name = f"{'without' if memory.checkpointing else 'with'} checkpointing"
+        lines.append(f"  {name:<22}{_gib(kept + memory.otherwise)}")
+    return "\n".join([*lines, "", f"{'tokens a step, at most':<24}{memory.tokens:>10,}"])
+
+
+def _millions(numbers: int) -> str:
+    return f"{numbers / 1e6:>10,.2f}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:>10,.3f}"

@@ -1,0 +1,215 @@
+"""Several processes that train one model: how they meet, share the model out and agree on numbers.
+
+`torchrun` starts them; a process that was started alone is a run of one. DDP gives each all of the model,
+FSDP2 (`fully_shard`; Zhao et al., "PyTorch FSDP", 2023) splits it block by block, and HSDP does so within
+groups that each hold all of it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+
+from janus.devices import resolve_device
+from janus.models.janus import Janus
+from janus.models.llama import Block
+from janus.models.siglip import Block as VisionBlock
+from janus.training.objectives import Objective
+from janus.training.recipe import Recipe
+from janus.training.recipe_sections import Parallel
+from janus.training.weigh import precision
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among those of a run: its own device, its number, and how many there are."""
+
+    device: torch.device
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that writes and shows what all have in common."""
+        return self.rank == 0
+
+    @property
+    def group(self) -> distributed.ProcessGroup | None:
+        return distributed.group.WORLD if self.size > 1 else None
+
+    def summed(self, values: Tensor) -> Tensor:
+        """The sums of a tensor over all processes."""
+        if self.size == 1:
+            return values
+        values = values.clone()
+        distributed.all_reduce(values)
+        return values
+
+    def agreed(self, value: Any) -> Any:
+        """What the first process says: files, for one, need not look the same to all at once."""
+        if self.size == 1:
+            return value
+        told = [value]
+        distributed.broadcast_object_list(told, src=0)
+        return told[0]
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+        if self.size > 1:
+            distributed.barrier()
+
+
+@contextmanager
+def ranks(device: str | torch.device | None = None) -> Iterator[Ranks]:
+    """This process's place in its run; the group of processes is begun, and ended, if there is none yet.
+
+    On a CPU the processes share the cores: threads beyond them cost several times what they bring. Raises
+    ValueError for a device that is absent or cannot join others.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not distributed.is_initialized():
+        yield Ranks(resolve_device(device))
+        return
+    from janus.inference.ranks import meet
+
+    begun = not distributed.is_initialized()
+    own, _ = meet(device)
+    if own.type == "cpu":
+        sharing = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.get_world_size()))
+        most = max(1, (os.cpu_count() or 1) // sharing)
+        torch.set_num_threads(min(torch.get_num_threads(), most))
+    yield Ranks(own, distributed.get_rank(), distributed.get_world_size())
+    if begun:  # after a failure others wait in a collective, which ends when this process does
+        distributed.destroy_process_group()
+
+
+def rows_of(recipe: Recipe, size: int) -> int:
+    """How many rows a process reads at once. ValueError where the batch cannot be shared out evenly."""
+    rows, rest = divmod(recipe.batch, recipe.accumulate * size)
+    if rest:
+        raise ValueError(
+            f"batch {recipe.batch} cannot be shared out to {size} processes in accumulate = "
+            f"{recipe.accumulate} turns: make it a multiple of {recipe.accumulate * size}"
+        )
+    return rows
+
+
+def is_split(recipe: Recipe, place: Ranks) -> bool:
+    """Whether the processes hold shares of the model, and none holds all of it."""
+    return recipe.parallel.kind == "fsdp" and place.size > 1
+
+
+def parallelize(objective: Objective, recipe: Recipe, place: Ranks) -> nn.Module:
+    """The objective as this process calls it; of a model that is split, in place.
+
+    What learns is to be settled before, and the optimizer built afterwards. Raises ValueError for a mesh that
+    does not fit the number of processes.
+    """
+    if place.size == 1:
+        return objective
+    if is_split(recipe, place):
+        return _split(objective, recipe, place)
+    wrapped = DistributedDataParallel(
+        objective,
+        device_ids=[place.device] if place.device.type == "cuda" else None,
+        gradient_as_bucket_view=True,
+    )
+    if recipe.precision == "bfloat16":
+        # (DDP compares a hook's annotations, and takes none that are texts.)
+        wrapped.register_comm_hook(place, lambda state, bucket: _mean_in_float32(state, bucket))
+    return wrapped
+
+
+def _mean_in_float32(place: Ranks, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+    """Gradients of 16 bits, averaged in 32."""
+    gradients = bucket.buffer()
+    sent = distributed.all_reduce(gradients.float(), async_op=True)
+    assert sent is not None
+    return sent.get_future().then(lambda done: gradients.copy_(done.value()[0] / place.size))
+
+
+def mesh_shape(parallel: Parallel, size: int) -> tuple[int, int]:
+    """Groups that hold all of the model, and the processes that each splits it over.
+
+    ValueError unless these are all processes there are.
+    """
+    shards = parallel.shards or size
+    replicas = parallel.replicas or 1
+    if shards * replicas != size:
+        raise ValueError(
+            f"parallel: {shards} shards x {replicas} replicas are not the {size} processes of this run: "
+            f"give shards and replicas whose product is {size}, or start as many processes"
+        )
+    return replicas, shards
+
+
+def _split(objective: Objective, recipe: Recipe, place: Ranks) -> nn.Module:
+    """FSDP2: each block by itself, all else together; gradients are averaged in float32.
+
+    The tokenizer of pictures stays whole: nothing in it learns, and only processes that have pictures run it.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+
+    replicas, shards = mesh_shape(recipe.parallel, place.size)
+    if replicas == 1:
+        mesh = init_device_mesh(place.device.type, (shards,), mesh_dim_names=("shard",))
+    else:
+        names = ("replicate", "shard")
+        mesh = init_device_mesh(place.device.type, (replicas, shards), mesh_dim_names=names)
+    computes = None if recipe.precision == "float32" else torch.bfloat16
+    policy = MixedPrecisionPolicy(param_dtype=computes, reduce_dtype=torch.float32)
+    for block in objective.modules():
+        if isinstance(block, Block | VisionBlock):
+            fully_shard(block, mesh=mesh, mp_policy=policy)
+    whole = set(objective.model.vq.parameters())
+    fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    return objective
+
+
+def computing(recipe: Recipe, place: Ranks) -> AbstractContextManager[Any]:
+    """How a forward pass is computed; a model that is split has its precision with it."""
+    return nullcontext() if is_split(recipe, place) else precision(recipe, place.device.type)
+
+
+def exchanging(objective: nn.Module, exchange: bool) -> AbstractContextManager[Any]:
+    """Whether gradients of a backward pass within it go to the other processes, or wait for a later one's."""
+    if isinstance(objective, DistributedDataParallel):
+        return nullcontext() if exchange else objective.no_sync()
+    if isinstance(objective, FSDPModule):
+        objective.set_requires_gradient_sync(exchange)
+    return nullcontext()
+
+
+def clip(parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:
+    """Scale gradients to a norm of `limit` at most, of all processes' shares together; -> what it was."""
+    norm = nn.utils.clip_grad_norm_(parameters, torch.inf if limit is None else limit)
+    return whole(norm)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor of which processes hold shares, put together on each of them; others are as they are."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def gathered(model: Janus, place: Ranks) -> Janus | None:
+    """A model that is split, put together on the CPU of the first process; on the others None."""
+    from janus.weights.load import empty_model
+
+    copy = empty_model(model.config) if place.first else None
+    for name, parameter in model.named_parameters():
+        tensor = whole(parameter.detach())
+        if copy is not None:
+            owner = copy.get_submodule(name.rpartition(".")[0])
+            setattr(owner, name.rpartition(".")[2], nn.Parameter(tensor.cpu(), requires_grad=False))
+    if copy is not None:
+        copy.language.tie()
+        copy.files = model.files
+    return copy

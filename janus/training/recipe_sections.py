@@ -1,0 +1,334 @@
+"""The sections of a recipe, each seeing to its own fields; `Recipe` itself is in `recipe`.
+
+A step is one update of the weights; shares and dropouts are from 0 to 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from janus.config import JanusConfig, VQConfig
+from janus.training.architecture import parse_architecture
+from janus.training.recipe_fields import RecipeError, Section, number, show
+
+Kind = Literal["understanding", "text", "drawing"]
+KINDS: tuple[Kind, ...] = ("understanding", "text", "drawing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Section):
+    """What the weights are before the first step.
+
+    Either `checkpoint`, the folder or hub id of a whole model; or an `architecture`, the name of a preset or
+    a table of sizes (`janus.training.architecture`), whose weights are random but for the parts that are
+    given: `vision`, the name of a SigLIP of timm, `language`, a folder or hub id of Llama's safetensors,
+    `vq`, a folder of this library. `processor` is the folder or hub id of the tokenizer's and processor's
+    files, the checkpoint's own if left out. `code_embedding` is what the table of codes that the language
+    model reads begins as: random, or the tokenizer's codebook at unit length (`janus.training.parts`).
+    """
+
+    checkpoint: str | None = None
+    architecture: JanusConfig | VQConfig | None = field(default=None, metadata={"parse": parse_architecture})
+    processor: str | None = None
+    vision: str | None = None
+    language: str | None = None
+    vq: str | None = None
+    code_embedding: Literal["random", "codebook"] = "random"
+
+    def check(self) -> None:
+        given = [name for name in ("vision", "language", "vq") if getattr(self, name) is not None]
+        if self.checkpoint is None and self.architecture is None:
+            raise RecipeError(("checkpoint",), "is missing: give a folder or hub id, or an architecture")
+        if self.checkpoint is not None:
+            given += [] if self.architecture is None else ["architecture"]
+            given += [] if self.code_embedding == "random" else ["code_embedding"]
+            if given:
+                text = f"contradicts checkpoint = {show(self.checkpoint)}, which holds it: leave one out"
+                raise RecipeError((given[-1],), text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns(Section):
+    """How a dataset calls `messages`, `images`, `prompt`, `image`, `codes` and `text`, where otherwise."""
+
+    messages: str | None = None
+    images: str | None = None
+    prompt: str | None = None
+    image: str | None = None
+    codes: str | None = None
+    text: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source(Section):
+    """Where examples come from, all of one `task`.
+
+    One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with *
+    is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
+    of `columns`) and `world` (endless synthetic scenes). Among the sources of one task, examples are drawn in
+    proportion to `weight`.
+    """
+
+    task: Kind
+    path: str | None = None
+    dataset: str | None = None
+    split: str = "train"
+    columns: Columns | None = None
+    world: Literal["shapes"] | None = None
+    weight: float = number(1.0, above=0)
+
+    def check(self) -> None:
+        given = [name for name in ("path", "dataset", "world") if getattr(self, name) is not None]
+        if not given:
+            raise RecipeError(("path",), "is missing: give a path, a dataset or a world")
+        if len(given) > 1:
+            raise RecipeError((given[1],), f"contradicts {given[0]}: a source is one of them")
+        if self.dataset is None and self.split != "train":
+            raise RecipeError(("split",), f"{show(self.split)} is of a dataset: give one, or leave it out")
+        if self.dataset is None and self.columns is not None:
+            raise RecipeError(("columns",), "are of a dataset: give one, or leave them out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ratio(Section):
+    """How many examples are of `understanding`, `text` and `drawing` in a step, as parts of their sum."""
+
+    understanding: float = number(0.0, least=0)
+    text: float = number(0.0, least=0)
+    drawing: float = number(0.0, least=0)
+
+    def check(self) -> None:
+        if not any(getattr(self, kind) for kind in KINDS):
+            raise RecipeError((), "is 0:0:0: give at least one of understanding, text and drawing a part")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """What is read, and how it is laid out.
+
+    Every step mixes the tasks of the `sources` at the `ratio`. Sequences are of at most `sequence_length`
+    tokens, several documents in a row if `packing`. A document that is longer (`overlong`) is left out
+    ("drop"), stops the run ("error") or loses the end of its text, never of a picture ("truncate_text").
+    `prompt_dropout` is the share of drawing prompts that are replaced by padding, for
+    guidance. `workers` are the processes that read.
+    """
+
+    sources: tuple[Source, ...]
+    ratio: Ratio | None = None
+    sequence_length: int = number(4096, least=2)
+    packing: bool = True
+    overlong: Literal["drop", "error", "truncate_text"] = "drop"
+    prompt_dropout: float = number(0.1, least=0, most=1)
+    workers: int = number(2, least=0)
+
+    def check(self) -> None:
+        if not self.sources:
+            raise RecipeError(("sources",), "is empty: give at least one source")
+        if self.ratio is None:
+            return
+        kinds = {source.task for source in self.sources}
+        for kind in KINDS:
+            part = getattr(self.ratio, kind)
+            if part and kind not in kinds:
+                text = f"{part:g} has no source: add one with task = {show(kind)}, or give 0"
+                raise RecipeError(("ratio", kind), text)
+            if kind in kinds and not part:
+                place = next(place for place, source in enumerate(self.sources) if source.task == kind)
+                text = f"{show(kind)} has no part in the ratio: give ratio.{kind}, or take the source out"
+                raise RecipeError(("sources", place, "task"), text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer(Section):
+    """AdamW.
+
+    `lr`, `betas` and `eps` are its own; `weight_decay` is not of the kinds of parameters in `undecayed`.
+    Gradients are cut to the norm `clip` first.
+    """
+
+    lr: float = number(above=0)
+    betas: tuple[float, float] = number((0.9, 0.95), least=0, below=1)
+    eps: float = number(1e-8, above=0)
+    weight_decay: float = number(0.0, least=0)
+    undecayed: tuple[Literal["norms", "biases", "embeddings"], ...] = ("norms", "biases", "embeddings")
+    clip: float | None = number(1.0, above=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule(Section):
+    """How the rate changes: `janus.training.schedule`.
+
+    `kind` says what follows `warmup` steps of rising: constant; or falling to the share `final` of the rate,
+    over all that is left (cosine) or over the last `decay` steps (wsd: warm-up, stable, decay).
+    """
+
+    kind: Literal["constant", "cosine", "wsd"] = "constant"
+    warmup: int = number(0, least=0)
+    decay: int | None = number(None, least=1)
+    final: float | None = number(None, least=0, most=1)
+
+    def check(self) -> None:
+        if self.kind == "wsd" and self.decay is None:
+            raise RecipeError(("decay",), 'is missing: kind = "wsd" falls over the last steps; say how many')
+        if self.kind != "wsd" and self.decay is not None:
+            raise RecipeError(("decay",), f'{self.decay} is of kind = "wsd", not {show(self.kind)}')
+        if self.kind == "constant" and self.final is not None:
+            raise RecipeError(("final",), f'{self.final} is of kind = "cosine" or "wsd", not "constant"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parallel(Section):
+    """How several processes share the work.
+
+    `kind` "ddp": each holds all of the model. "fsdp": it is split over `shards` processes, all if left out;
+    with `replicas`, as many groups of such hold all of it (HSDP).
+    """
+
+    kind: Literal["ddp", "fsdp"] = "ddp"
+    shards: int | None = number(None, least=1)
+    replicas: int | None = number(None, least=1)
+
+    def check(self) -> None:
+        for name in ("shards", "replicas"):
+            if self.kind == "ddp" and getattr(self, name) is not None:
+                raise RecipeError((name,), f'{getattr(self, name)} is of kind = "fsdp", not "ddp"')
+        if self.replicas is not None and self.shards is None:
+            raise RecipeError(("shards",), f"is missing beside replicas = {self.replicas}: give both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossWeights(Section):
+    """What a token of `text` and a code of a `picture` count; the papers make no difference."""
+
+    text: float = number(1.0, least=0)
+    picture: float = number(1.0, least=0)
+
+    def check(self) -> None:
+        if not self.text and not self.picture:
+            raise RecipeError(
+                ("text",), "is 0 as picture is, and nothing is left to learn: give one a weight"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQLearning(Section):
+    """What the VQ tokenizer learns by, on pictures of `picture_size` pixels to a side.
+
+    All other keys are those of `janus.training.vq.VQTraining`, which explains them; what that has beside them
+    comes from other sections of the recipe (`Recipe.vq_training`). `discriminator_channels` and
+    `discriminator_layers` are the discriminator's size.
+    """
+
+    picture_size: int = number(256, least=1)
+    l1: float = number(0.0, least=0)
+    l2: float = number(1.0, least=0)
+    perceptual: float = number(0.0, least=0)
+    adversarial: float = number(0.5, least=0)
+    codebook: float = number(1.0, least=0)
+    commitment: float = number(0.25, least=0)
+    entropy: float = number(0.0, least=0)
+    temperature: float = number(0.01, above=0)
+    background: tuple[int, int, int] | None = number(None, least=0, most=255)
+    foreground: float = number(1.0, above=0)
+    tolerance: int = number(2, least=0)
+    quantise_from: int = number(0, least=0)
+    discriminator_from: int | None = number(None, least=0)
+    decoder_only_from: int | None = number(None, least=0)
+    start_latents: int | None = number(None, least=1)
+    background_codes: int = number(1, least=0)
+    revive_every: int | None = number(50, least=1)
+    merge_share: float | None = number(None, above=0, most=1)
+    usage_decay: float = number(0.99, least=0, most=0.9999)
+    discriminator_channels: int = number(64, least=1)
+    discriminator_layers: int = number(3, least=1)
+
+    def check(self) -> None:
+        if self.decoder_only_from is not None and self.decoder_only_from < self.quantise_from:
+            text = f"{self.decoder_only_from} is before quantise_from = {self.quantise_from}: raise it"
+            raise RecipeError(("decoder_only_from",), text)
+        if self.merge_share is not None and self.decoder_only_from is None:
+            text = f"{self.merge_share} has no moment: codes merge at decoder_only_from; give it as well"
+            raise RecipeError(("merge_share",), text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA(Section):
+    """Low-rank adapters in place of weights that stand still; needs the package peft.
+
+    A layer has the product of its two matrices of `rank`, times `alpha` / `rank`, added, and `dropout` before
+    them. `targets` are the linear layers that get one, by the ends of their names, such as "attention.qkv".
+    """
+
+    rank: int = number(8, least=1)
+    alpha: float = number(16.0, above=0)
+    dropout: float = number(0.0, least=0, below=1)
+    targets: tuple[str, ...] = ("attention.qkv", "attention.o_proj", "mlp.gate_up", "mlp.down_proj")
+
+    def check(self) -> None:
+        if not self.targets:
+            raise RecipeError(("targets",), "is empty: name the layers, or leave it out for the usual ones")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked(Section):
+    """A `picture` that is asked a `question` about into the log."""
+
+    picture: str
+    question: str = "What is in the picture?"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Log(Section):
+    """What is seen while it runs.
+
+    Numbers `every` so many steps; every `samples_every` steps the `prompts` are drawn and the `pictures`
+    asked about (of a VQ tokenizer: coded and decoded). Nothing is sampled if `samples_every` is left out.
+    `tensorboard` writes for it as well, where it is installed.
+    """
+
+    every: int = number(10, least=1)
+    samples_every: int | None = number(None, least=1)
+    prompts: tuple[str, ...] = ()
+    pictures: tuple[Asked, ...] = ()
+    tensorboard: bool = True
+
+    def check(self) -> None:
+        if self.samples_every is not None and not self.prompts and not self.pictures:
+            text = f"{self.samples_every} has nothing to show: give prompts or pictures, or leave it out"
+            raise RecipeError(("samples_every",), text)
+        for name in ("prompts", "pictures"):
+            if getattr(self, name) and self.samples_every is None:
+                raise RecipeError((name,), "is never shown: say how often in samples_every, or leave it out")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoints(Section):
+    """Written `every` so many steps and at the end; the newest `keep` stay."""
+
+    every: int = number(1000, least=1)
+    keep: int = number(3, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Section):
+    """An `evaluator` that runs `every` so many steps on up to `examples` of its own `sources`.
+
+    "loss" is the loss of examples that are not trained on, "shapes" the verified share of pictures and
+    answers of that world. Left out of a recipe, nothing of it is built.
+    """
+
+    evaluator: Literal["loss", "shapes"]
+    every: int = number(1000, least=1)
+    examples: int = number(1000, least=1)
+    sources: tuple[Source, ...] = ()
+
+    def check(self) -> None:
+        if not self.sources:
+            text = (
+                f"is missing beside evaluator = {show(self.evaluator)}: give its data, or take evaluate out"
+            )
+            raise RecipeError(("sources",), text)
+        for place, source in enumerate(self.sources):
+            if self.evaluator == "shapes" and source.world != "shapes":
+                raise RecipeError(("sources", place, "world"), 'must be "shapes" for evaluator = "shapes"')

@@ -1,0 +1,178 @@
+"""A run of training between two steps: how it begins, is kept, goes on, and is handed over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from janus.models.janus import Janus
+from janus.models.llama import Block
+from janus.pipeline import Pipeline
+from janus.processing.processor import Processor
+from janus.training import checkpoint
+from janus.training.checkpoint import Checkpoint
+from janus.training.data.loader import Loader, reshard
+from janus.training.ema import EMA
+from janus.training.feed import Pictures, documents
+from janus.training.objectives import Objective
+from janus.training.optimizer import build_optimizer
+from janus.training.parallel import Ranks, gathered, is_split, parallelize
+from janus.training.parts import freeze, trained
+from janus.training.recipe import Recipe
+from janus.training.start import blank, describe, start_janus, start_processor
+from janus.training.weigh import DTYPES, checkpoint_blocks
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Run:
+    """`objective` is the model as data-parallel processes call it; `step` counts the steps that are done."""
+
+    recipe: Recipe
+    folder: Path
+    place: Ranks
+    model: Janus
+    processor: Processor
+    objective: nn.Module
+    optimizer: torch.optim.Optimizer
+    average: EMA | None
+    loader: Loader
+    step: int = 0
+
+
+def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
+    """A run at its first step, or where the newest checkpoint in its folder left it.
+
+    A checkpoint holds the whole model, so that what it started from may be gone by then; the data may not.
+    Raises ValueError, among all that reading raises, where it is of another recipe.
+    """
+    check_pictures(recipe)
+    if recipe.lora is not None:
+        raise ValueError("lora: low-rank adapters are not trained by this version: take it out of the recipe")
+    found = find_checkpoint(recipe, folder, place)
+    if found is None:
+        processor = start_processor(recipe.model)
+        model = start_janus(recipe, processor, place.device)
+    else:
+        model = blank(found.shared()["model"], DTYPES[recipe.precision], place.device)
+        processor = Processor(model.files, where=str(found.folder))
+    Pipeline(model, processor)  # which sees to it that the two belong together
+    freeze(model, recipe.train)
+    # Before the model is split: sources compare the tokenizer with that of their codes.
+    loader = documents(recipe, model, processor, place)
+    if recipe.activation_checkpointing:
+        checkpoint_blocks(model)
+    if recipe.compile:
+        for block in model.language.layers:
+            assert isinstance(block, Block)
+            block.compile()
+    objective = parallelize(Objective(model), recipe, place)
+    optimizer = build_optimizer(model, recipe.optimizer)
+    average = None if recipe.ema is None else EMA(model, recipe.ema)
+    run = Run(recipe, folder, place, model, processor, objective, optimizer, average, loader)
+    if found is not None:
+        found.load(tensors(model, optimizer, average))
+        go_on(found, loader, place)
+        run.step = found.step
+    return run
+
+
+def check_pictures(recipe: Recipe) -> None:
+    """FileNotFoundError for a picture to be asked about that is not there: before the run, not in it."""
+    for asked in recipe.log.pictures:
+        if not asked.picture.startswith("data:") and not Path(asked.picture).is_file():
+            raise FileNotFoundError(
+                f"log.pictures: {asked.picture} is not a file: give the path of a picture"
+            )
+
+
+def find_checkpoint(recipe: Recipe, folder: Path, place: Ranks) -> Checkpoint | None:
+    """What a run in this folder goes on from, if it has begun; ValueError where it cannot."""
+    found: Checkpoint | None = place.agreed(checkpoint.newest(folder / CHECKPOINTS) if place.first else None)
+    if found is not None:
+        found.check(recipe)
+        if found.step > recipe.steps:
+            raise ValueError(
+                f"{found.folder} is of step {found.step}, and steps = {recipe.steps} are over by then: "
+                "raise steps, or begin in another folder"
+            )
+    return found
+
+
+def go_on(found: Checkpoint, loader: Loader | Pictures, place: Ranks) -> None:
+    """Put the loader and torch's generators where a checkpoint left them, in place.
+
+    With another number of processes, rows at the seam may be read twice or passed over (`reshard`), and each
+    goes on with random numbers of its own.
+    """
+    own = found.own()
+    if len(own) == place.size:
+        loader.load_state_dict(own[place.rank]["loader"])
+        checkpoint.set_random_state(own[place.rank]["random"], place.device)
+    else:
+        loader.load_state_dict(reshard([each["loader"] for each in own], place.size))
+
+
+def tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: EMA | None) -> dict[str, Tensor]:
+    """All tensors that a checkpoint holds, themselves and not copies."""
+    found = checkpoint.model_tensors(model) | checkpoint.optimizer_tensors(optimizer, model)
+    averages = {} if average is None else average.state_dict()
+    return found | {f"average.{name}": tensor for name, tensor in averages.items()}
+
+
+def own_state(loader: Loader | Pictures, place: Ranks) -> dict[str, Any]:
+    """What a process has for itself."""
+    return {"loader": loader.state_dict(), "random": checkpoint.random_state(place.device)}
+
+
+def keep(run: Run) -> Path:
+    """Write a checkpoint of the run as it is now."""
+    return checkpoint.save(
+        run.folder / CHECKPOINTS,
+        run.step,
+        tensors(run.model, run.optimizer, run.average),
+        shared={"model": describe(run.model)},
+        own=own_state(run.loader, run.place),
+        recipe=run.recipe,
+        keep=run.recipe.checkpoint.keep,
+        place=run.place,
+    )
+
+
+@contextmanager
+def shown(run: Run) -> Iterator[Janus | None]:
+    """The whole model with its averages, if any, for the first process; the others get None and wait.
+
+    Nothing may be trained within it.
+    """
+    with torch.no_grad(), nullcontext() if run.average is None else run.average.swapped():
+        if is_split(run.recipe, run.place):
+            yield gathered(run.model, run.place)
+        else:
+            yield run.model if run.place.first else None
+        run.place.wait()
+
+
+def export(run: Run) -> None:
+    """Write the model into the run's folder, which `janus.load` and other recipes then read."""
+    with shown(run) as model:
+        if model is not None:
+            model.save_pretrained(run.folder)
+
+
+def learning(model: nn.Module) -> list[nn.Parameter]:
+    """What learns, as clipping wants it."""
+    return list(trained(model).values())
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step, of all groups, in place."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

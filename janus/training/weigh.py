@@ -1,0 +1,213 @@
+"""Activations weighed: a step is run on tensors that have shapes and no memory, and what is alive is counted.
+
+No file is read and no number computed, so a model of any size takes seconds, and what is counted follows the
+model's code. Exact for what PyTorch allocates on the CPU; what an operation uses inside itself is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
+
+from janus.config import JanusConfig, VQConfig
+from janus.kernels.codebook import lookup
+from janus.models.janus import Janus
+from janus.models.llama import Block, JoinedLinear
+from janus.models.siglip import Block as VisionBlock
+from janus.models.vq import VQ
+from janus.training.data.packing import Batch
+from janus.training.live_bytes import LiveBytes
+from janus.training.longest import Row, hollow_batch, rows_loss
+from janus.training.longest import longest_row as longest_row
+from janus.training.parts import freeze, trained
+from janus.training.recipe import Recipe
+from janus.training.recipe_sections import LoRA, VQLearning
+from janus.training.vq import PatchDiscriminator, VQState, VQTraining, code, total, vq_losses
+from janus.weights.load import empty_model
+
+DTYPES = {"float32": torch.float32, "autocast": torch.float32, "bfloat16": torch.bfloat16}
+
+
+Loss = Callable[[Janus, Batch, Row], Tensor]
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """Bytes, the batch's among them: `held` from forward to backward, with gradients `most` at any moment."""
+
+    held: int
+    most: int
+
+
+def weigh(
+    config: JanusConfig,
+    recipe: Recipe,
+    row: Row,
+    rows: int,
+    *,
+    device: str = "cpu",
+    checkpointing: bool | None = None,
+    loss: Loss = rows_loss,
+) -> Weighed:
+    """What forward and backward of so many rows take on top of the weights, on a device that is there.
+
+    `checkpointing` is the recipe's if left out. Raises ValueError for a device that is not there.
+    """
+    _check_device(device)
+    model = empty_model(config)
+    with FakeTensorMode():
+        _fill(model, DTYPES[recipe.precision], device)
+        prepare(model, recipe)
+        if recipe.activation_checkpointing if checkpointing is None else checkpointing:
+            checkpoint_blocks(model)
+        if recipe.accumulate > 1:  # the gradients of the turns before are there already
+            for weight in trained(model).values():
+                weight.grad = torch.zeros_like(weight)
+        with LiveBytes() as live:
+            batch = hollow_batch(config, row, rows, device)
+            return run(model, recipe, lambda: loss(model, batch, row), device, live)
+
+
+def run(
+    model: nn.Module, recipe: Recipe, loss: Callable[[], Tensor], device: str, live: LiveBytes
+) -> Weighed:
+    """Forward and backward as training runs them, and what `live`, which is entered, saw meanwhile."""
+    gradients = [weight.grad for weight in trained(model).values() if weight.grad is not None]
+    before = sum(gradient.nbytes for gradient in gradients)
+    with precision(recipe, device):
+        value = loss()
+    held = live.now
+    if value.requires_grad:
+        value.backward()
+    return Weighed(held + before, live.most + before)
+
+
+def weigh_tokenizing(config: JanusConfig, recipe: Recipe, pictures: int, *, device: str = "cpu") -> int:
+    """The most bytes alive while pictures become codes, all at once.
+
+    A CPU takes 16-bit pictures one by one and in strips (`janus.models.vq_strips`), which needs less than the
+    one float32 picture that is told for them.
+    """
+    _check_device(device)
+    dtype = DTYPES[recipe.precision]
+    if device == "cpu" and dtype != torch.float32:
+        pictures, dtype = 1, torch.float32
+    vq = empty_model(config).vq
+    with FakeTensorMode(), torch.no_grad():
+        _fill(vq, dtype, device)
+        with LiveBytes() as live:
+            vq.encode(torch.zeros(pictures, 3, config.picture_size, config.picture_size, device=device))
+    return live.most
+
+
+def weigh_vq(config: VQConfig, recipe: Recipe, pictures: int, *, device: str = "cpu") -> Weighed:
+    """As `weigh`, for a step of the tokenizer's own training with all its terms but the perceptual one."""
+    _check_device(device)
+    settings = replace(recipe.vq_training(), perceptual=0.0)
+    size = (recipe.vq or VQLearning()).picture_size
+    with torch.device("meta"):
+        vq, discriminator = VQ(config), discriminator_of(settings)
+    with FakeTensorMode():
+        _fill(vq, torch.float32, device)
+        _fill(discriminator, torch.float32, device)
+        freeze(vq, recipe.train)
+        state = VQState.start(vq, replace(settings, discriminator_from=None))
+        state.discriminator = discriminator
+        last = settings.decoder_only_from
+        state.step = max(settings.quantise_from, settings.discriminator_from or 0)
+        state.step = state.step if last is None else min(state.step, last - 1)
+        # The nearest codes take little, and their range cannot be looked at.
+        vq.nearest = lambda latents: latents.new_zeros(latents[:, 0].shape, dtype=torch.long)  # type: ignore
+        vq.lookup = lambda codes: lookup(codes, vq.codebook)  # type: ignore[method-assign]
+
+        def loss() -> Tensor:
+            coded = code(vq, pixels, state.step, settings)
+            return total(vq_losses(vq, coded, pixels, state, settings), settings)
+
+        with LiveBytes() as live:
+            pixels = torch.zeros(pictures, 3, size, size, device=device)
+            return run(vq, recipe, loss, device, live)
+
+
+def discriminator_of(settings: VQTraining) -> PatchDiscriminator:
+    """The discriminator that `VQState.start` would make."""
+    return PatchDiscriminator(channels=settings.discriminator_channels, layers=settings.discriminator_layers)
+
+
+def _check_device(device: str) -> None:
+    try:
+        kind = torch.device(device).type
+        there = kind == "cpu" or torch.get_device_module(kind).is_available()
+    except RuntimeError:
+        there = False
+    if not there:
+        raise ValueError(f"device {device} is not there: weigh for cpu, or on the machine that has it")
+
+
+def precision(recipe: Recipe, device: str) -> AbstractContextManager[Any]:
+    """How the recipe has a forward pass computed."""
+    if recipe.precision == "autocast":
+        return torch.autocast(torch.device(device).type, torch.bfloat16)
+    return nullcontext()
+
+
+def prepare(model: Janus, recipe: Recipe) -> None:
+    """Let learn what the recipe lets learn, adapters included, in place."""
+    freeze(model, recipe.train)
+    if recipe.lora is not None:
+        _add_lora(model, recipe.lora)
+
+
+def _fill(model: nn.Module, dtype: torch.dtype, device: str) -> None:
+    """Give parameters tensors of the mode around, in place of those without a device."""
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if weight is not None:
+                module._parameters[name] = nn.Parameter(torch.empty(weight.shape, dtype=dtype, device=device))
+    if isinstance(model, Janus):
+        model.language.tie()
+
+
+def _add_lora(model: Janus, lora: LoRA) -> None:
+    """Low-rank adapters of the sizes that peft gives them, in place."""
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear) and name.endswith(lora.targets):
+            down = nn.Parameter(module.weight.new_empty(lora.rank, module.in_features))
+            up = nn.Parameter(module.weight.new_empty(module.out_features, lora.rank))
+            module.register_parameter("lora_down", down)
+            module.register_parameter("lora_up", up)
+            setattr(module, "forward", _with_lora(module, down, up, lora.alpha / lora.rank))  # noqa: B010
+
+
+def _with_lora(module: nn.Linear, down: Tensor, up: Tensor, scale: float) -> Callable[[Tensor], Any]:
+    plain = module.forward
+
+    def forward(x: Tensor) -> Any:
+        change = F.linear(F.linear(x, down), up) * scale
+        if isinstance(module, JoinedLinear):
+            return tuple(a + b for a, b in zip(plain(x), change.split(module.sizes, dim=-1), strict=True))
+        return plain(x) + change
+
+    return forward
+
+
+def checkpoint_blocks(model: nn.Module) -> None:
+    """Have every block of the language model and of the vision tower computed anew on the way back."""
+    for block in model.modules():
+        if isinstance(block, Block | VisionBlock):
+            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def again(*inputs: Any) -> Any:
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+    return again

@@ -1,0 +1,75 @@
+"""A small model that learns, the batches it learns from, and runs of several processes."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from janus.models.janus import Janus
+from janus.processing.processor import Processor
+from janus.training.data.example import Example, conversation_example, drawing_example
+from janus.training.data.outline import Geometry
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(data: Path) -> str:
+    """The folder of the small checkpoint."""
+    return str(data / "januspro" / "checkpoint")
+
+
+@pytest.fixture
+def fresh(checkpoint: str) -> Janus:
+    """The small checkpoint in float32, to be changed."""
+    return Janus.from_pretrained(checkpoint, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def reads(checkpoint: str) -> Processor:
+    return Processor.from_pretrained(checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make(model: Janus, reads: Processor) -> Callable[[str, int], Example]:
+    """A document of a task and a number."""
+
+    def example(task: str, number: int) -> Example:
+        random = np.random.default_rng(number)
+        picture = random.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        if task == "drawing":
+            codes = torch.from_numpy(random.integers(0, 256, model.config.picture_tokens))
+            return drawing_example(reads, "a red circle"[: 2 + number], codes, Geometry.of(model.config))
+        content = [{"type": "text", "text": "What is it?"[: 3 + number]}]
+        if task == "understanding":
+            content.insert(0, {"type": "image", "image": picture})
+        answer = {"role": "assistant", "content": "A" * (1 + number)}
+        return conversation_example(reads, [{"role": "user", "content": content}, answer], system="")
+
+    return example
+
+
+@pytest.fixture(scope="session")
+def torchrun() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """A run of a program on two processes on the CPU. One that hangs is ended, and the test fails."""
+
+    def run(program: Path, *arguments: object, ranks: int = 2) -> subprocess.CompletedProcess[str]:
+        start = [sys.executable]
+        if ranks > 1:
+            start += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+        environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), "CUDA_VISIBLE_DEVICES": ""}
+        return subprocess.run(
+            [*start, str(program), *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            env={**os.environ, **environment},
+            timeout=300,
+        )
+
+    return run

@@ -1,0 +1,320 @@
+"""Runs of a few steps: what they write, that a killed one goes on bit by bit, and as other processes."""
+
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+import janus
+from janus.training import evaluation, loop, train
+from janus.training.checkpoint import newest
+from janus.training.log import read_log
+from janus.training.loop import check_finite
+from janus.training.parallel import Ranks
+from janus.training.recipe import Recipe
+from janus.training.recipe_file import read_recipe
+from janus.training.run import begin
+
+PROGRAM = Path(__file__).with_name("run_rank.py")
+ALONE = Ranks(torch.device("cpu"))
+FIGURES = ("loss", "text_loss", "picture_loss", "norm", "rate", "padding")  # all but what the clock says
+
+RECIPE = """
+task = "janus"
+train = [
+    "vision", "vision_adapter", "code_embedding", "code_adapter", "image_head",
+    "embed", "language", "text_head",
+]
+steps = 7
+batch = 4
+accumulate = 2
+precision = "float32"
+ema = 0.9
+[model]
+checkpoint = "{checkpoint}"
+[data]
+sequence_length = 200
+workers = 0
+ratio = {{ understanding = 1, text = 1, drawing = 2 }}
+sources = [
+    {{ task = "understanding", world = "shapes" }},
+    {{ task = "text", world = "shapes" }},
+    {{ task = "drawing", world = "shapes" }},
+]
+[optimizer]
+lr = 1e-3
+[schedule]
+kind = "constant"
+warmup = 2
+[log]
+every = 1
+tensorboard = false
+[checkpoint]
+every = 2
+keep = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def file(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("recipe") / "tiny.toml"
+    file.write_text(RECIPE.format(checkpoint=checkpoint))
+    return file
+
+
+@pytest.fixture(scope="module")
+def recipe(file: Path) -> Recipe:
+    return read_recipe(file)
+
+
+def records(folder: Path) -> list[dict[str, Any]]:
+    """What was logged of each step, but for what the clock says."""
+    kept = [
+        {name: record[name] for name in ("step", *FIGURES) if name in record}
+        for record in read_log(folder / "log.jsonl")
+    ]
+    return [record for record in kept if "loss" in record]
+
+
+def quietly(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+    train(recipe, folder, device="cpu", show=lambda line: None)
+    return records(folder)
+
+
+@pytest.fixture(scope="module")
+def straight(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that nothing interrupts."""
+    folder = tmp_path_factory.mktemp("straight")
+    quietly(recipe, folder)
+    return folder
+
+
+def test_a_run_writes_its_log_its_checkpoints_and_the_model(straight: Path, recipe: Recipe) -> None:
+    found = records(straight)
+    assert [record["step"] for record in found] == list(range(1, 8))
+    assert [record["rate"] for record in found] == [5e-4] + [1e-3] * 6
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert all(0 <= record["padding"] < 1 for record in found)
+    names = [folder.name for folder in sorted((straight / "checkpoints").iterdir())]
+    assert names == ["step-00000006", "step-00000007"]
+    assert newest(straight / "checkpoints").recipe() == recipe
+
+
+def test_the_loss_is_that_of_all_labels_and_its_parts_of_their_own(recipe: Recipe, tmp_path: Path) -> None:
+    first = quietly(replace(recipe, steps=2, ema=None), tmp_path / "one")[0]
+    whole = quietly(replace(recipe, steps=2, ema=None, accumulate=1), tmp_path / "other")[0]
+    # Rows that are packed in turns and those packed at once hold the same documents, but for the last ones.
+    between = sorted((first["text_loss"], first["picture_loss"]))
+    assert between[0] < first["loss"] < between[1]
+    assert whole["loss"] == pytest.approx(first["loss"], rel=0.05)
+
+
+def test_the_model_that_is_written_is_the_average(straight: Path) -> None:
+    found = newest(straight / "checkpoints")
+    model = janus.Janus.from_pretrained(straight, device="cpu", dtype="float32")
+    names = dict(model.named_parameters())
+    learns = [name for name in names if not name.startswith("vq.")]
+    saved = {f"average.{name}": torch.zeros_like(names[name]) for name in learns}
+    weights = {f"model.{name}": torch.zeros_like(tensor) for name, tensor in names.items()}
+    found.load({**saved, **weights})
+    for name, tensor in names.items():
+        assert torch.equal(tensor, saved.get(f"average.{name}", weights[f"model.{name}"])), name
+    assert not torch.equal(saved["average.language.norm.weight"], weights["model.language.norm.weight"])
+    assert janus.load(straight, device="cpu").ask("Hi", max_new_tokens=2) is not None
+
+
+@pytest.fixture(scope="module")
+def killed(file: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Runs that were killed, by where they were."""
+    folders = {where: tmp_path_factory.mktemp(where) for where in ("writing", "learning")}
+    for where, folder in folders.items():
+        run = start(file, folder, "7", where)
+        assert run.returncode == -signal.SIGKILL, run.stderr
+    return folders
+
+
+def start(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROGRAM.parents[2])}
+    command = [sys.executable, str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+
+
+@pytest.mark.parametrize(("where", "reached", "left"), [("writing", 4, 2), ("learning", 5, 4)])
+def test_a_killed_run_goes_on_with_the_same_bits(
+    where: str, reached: int, left: int, killed: dict[str, Path], straight: Path, recipe: Recipe
+) -> None:
+    folder = killed[where]
+    assert [record["step"] for record in records(folder)] == list(range(1, reached + 1))
+    assert newest(folder / "checkpoints").step == left
+    found = quietly(recipe, folder)
+    assert found == records(straight)
+    ours, theirs = (load_file(each / "model.safetensors") for each in (folder, straight))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_a_run_that_is_over_is_only_written_again(straight: Path, recipe: Recipe, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(straight, tmp_path / "copy"))
+    (folder / "model.safetensors").unlink()
+    before = records(folder)
+    assert quietly(recipe, folder) == before
+    assert (folder / "model.safetensors").exists()
+
+
+def test_a_run_goes_on_without_what_it_started_from(
+    straight: Path, recipe: Recipe, checkpoint: str, tmp_path: Path
+) -> None:
+    """A checkpoint is whole: the weights and files of the beginning may be gone."""
+    start = Path(shutil.copytree(checkpoint, tmp_path / "start"))
+    recipe = replace(recipe, model=replace(recipe.model, checkpoint=str(start)))
+    folder = tmp_path / "run"
+    quietly(replace(recipe, steps=4), folder)
+    shutil.rmtree(start)
+    assert quietly(recipe, folder) == records(straight)
+
+
+def test_another_recipe_is_refused(straight: Path, recipe: Recipe) -> None:
+    with pytest.raises(ValueError, match=r"differs in ema, seed: give the same, or begin in another folder"):
+        train(replace(recipe, seed=1, ema=None), straight, device="cpu")
+    with pytest.raises(ValueError, match="is of step 7, and steps = 3 are over by then"):
+        train(replace(recipe, steps=3), straight, device="cpu")
+
+
+def test_two_processes_and_one_go_on_from_each_other(
+    file: Path,
+    straight: Path,
+    recipe: Recipe,
+    tmp_path: Path,
+    torchrun: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
+    two = tmp_path / "two.toml"
+    two.write_text(file.read_text().replace("[optimizer]", '[parallel]\nkind = "fsdp"\n[optimizer]'))
+    run = torchrun(PROGRAM, two, tmp_path / "two", 4)
+    assert run.returncode == 0, run.stderr
+    assert newest(tmp_path / "two" / "checkpoints").ranks == 2
+    quietly(replace(read_recipe(two), steps=5), tmp_path / "two")
+    found = records(tmp_path / "two")
+    assert [record["step"] for record in found] == [1, 2, 3, 4, 5]
+    assert found[4]["loss"] < found[0]["loss"]
+    for folder in (tmp_path / "two", straight):
+        assert set(load_file(folder / "model.safetensors")) == set(load_file(straight / "model.safetensors"))
+
+    folder = Path(shutil.copytree(straight, tmp_path / "one"))
+    run = torchrun(PROGRAM, two, folder, 9)
+    assert run.returncode == 0, run.stderr
+    found = records(folder)
+    assert found[:7] == records(straight)
+    assert [record["step"] for record in found[7:]] == [8, 9]
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert newest(folder / "checkpoints").ranks == 2
+
+
+def test_samples_and_held_out_losses_are_logged_and_change_nothing(
+    file: Path, straight: Path, data: Path, tmp_path: Path
+) -> None:
+    picture = data / "photographs" / "chelsea.png"
+    text = file.read_text().replace(
+        "[log]\n", '[log]\nsamples_every = 2\nprompts = ["a red circle", "a cat"]\n'
+    )
+    text += f"""
+[[log.pictures]]
+picture = "{picture}"
+question = "What is it?"
+[evaluate]
+evaluator = "loss"
+every = 2
+examples = 4
+sources = [{{ task = "drawing", world = "shapes" }}, {{ task = "text", world = "shapes" }}]
+"""
+    shown = tmp_path / "shown.toml"
+    shown.write_text(text)
+    torch.manual_seed(5)
+    state = torch.get_rng_state()
+    train(shown, tmp_path / "run", overrides=["steps=4"], device="cpu", show=lambda line: None)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert records(tmp_path / "run") == records(straight)[:4]
+    logged = read_log(tmp_path / "run" / "log.jsonl")
+    drawn = [record for record in logged if "drawn" in record]
+    assert [record["step"] for record in drawn] == [2, 4]
+    for record in drawn:
+        assert [each["prompt"] for each in record["drawn"]] == ["a red circle", "a cat"]
+        for each in record["drawn"]:
+            assert Image.open(tmp_path / "run" / each["picture"]).size == (64, 64)
+        (asked,) = record["asked"]
+        assert (asked["question"], type(asked["answer"])) == ("What is it?", str)
+    held_out = [record for record in logged if "held_out_loss" in record]
+    assert [record["step"] for record in held_out] == [2, 4]
+    assert held_out[1]["held_out_loss"] < held_out[0]["held_out_loss"]
+    assert set(held_out[0]) == {"step", "held_out_loss", "held_out_text_loss", "held_out_picture_loss"}
+
+
+def test_scores_of_the_world_of_shapes(file: Path, tmp_path: Path) -> None:
+    text = """
+[evaluate]
+evaluator = "shapes"
+every = 1
+examples = 3
+sources = [{ task = "drawing", world = "shapes" }, { task = "understanding", world = "shapes" }]
+"""
+    scored = tmp_path / "shapes.toml"
+    scored.write_text(file.read_text().replace("warmup = 2", "") + text)
+    train(scored, tmp_path / "run", overrides=["steps=1"], device="cpu", show=lambda line: None)
+    (scores,) = [record for record in read_log(tmp_path / "run" / "log.jsonl") if "drawing" in record]
+    assert scores == {"step": 1, "drawing": 0.0, "answers": 0.0}  # of a model that has learned nothing
+
+
+def test_an_evaluator_that_is_not_configured_is_never_built(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def build(*given: object, **options: object) -> None:
+        raise AssertionError("nothing of an evaluator is to be built")
+
+    for name in ("parts_of", "Builder", "Mixture", "Loader"):
+        monkeypatch.setattr(evaluation, name, build)
+    assert evaluation.build_evaluator(begin(recipe, tmp_path, ALONE)) is None
+
+
+def test_gradients_that_are_no_numbers_stop_the_run_before_a_weight_moves(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "clip", lambda parameters, limit: torch.tensor(math.nan))
+    with pytest.raises(FloatingPointError, match=r"step 0 are not finite: lower the rate, 0\.0005 by then"):
+        train(recipe, tmp_path, device="cpu", show=lambda line: None)
+    assert records(tmp_path) == []
+    check_finite(torch.tensor(3.0), 0, 1e-3)
+
+
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16"])
+def test_sixteen_bits(precision: str, recipe: Recipe, straight: Path, tmp_path: Path) -> None:
+    found = quietly(
+        replace(recipe, precision=precision, steps=3, activation_checkpointing=True), tmp_path / precision
+    )
+    for ours, exact in zip(found, records(straight), strict=False):
+        assert ours["loss"] == pytest.approx(exact["loss"], rel=2e-2)  # 8 bits of each activation
+
+
+def test_overrides_are_of_files(recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="overrides change a recipe that is read"):
+        train(recipe, tmp_path, overrides=["steps=1"])
+
+
+def test_only_names_that_there_are() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'trian'"):
+        janus.training.trian  # noqa: B018
+
+
+def test_what_a_checkpoint_shares_is_plain(straight: Path) -> None:
+    shared = newest(straight / "checkpoints").shared()
+    assert json.loads(shared["model"]["config"])["model_type"] == "multi_modality"
+    assert "tokenizer.json" in shared["model"]["files"]

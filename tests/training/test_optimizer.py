@@ -1,0 +1,98 @@
+"""AdamW: which parameters decay, and its first step by hand."""
+
+import copy
+
+import pytest
+import torch
+
+from janus.models.janus import Janus
+from janus.training.optimizer import build_optimizer, kinds_of
+from janus.training.parts import STAGE_1, STAGE_3, freeze, trained
+from janus.training.recipe_sections import Optimizer
+
+
+@pytest.fixture
+def fresh(model: Janus) -> Janus:
+    return copy.deepcopy(model)
+
+
+def test_kinds(fresh: Janus) -> None:
+    kinds = kinds_of(fresh)
+    for name, kind in {
+        "language.layers.0.input_norm.weight": "norms",
+        "language.norm.weight": "norms",
+        "vision.blocks.1.norm2.bias": "norms",
+        "vq.encoder.levels.0.res.0.norm1.weight": "norms",
+        "vision.blocks.0.attn.qkv.bias": "biases",
+        "image_head.out.bias": "biases",
+        "language.embed.weight": "embeddings",
+        "code_embedding.weight": "embeddings",
+        "vision.pos_embed": "embeddings",
+        "vq.codebook": "embeddings",
+        "language.head.weight": "weights",
+        "language.layers.2.mlp.gate_up.weight": "weights",
+        "vision.patch_embed.weight": "weights",
+        "code_adapter.0.weight": "weights",
+    }.items():
+        assert kinds[name] == kind, name
+    assert set(kinds) == {name for name, _ in fresh.named_parameters()}
+    # A parameter of more than one dimension that is a weight decays, and one of one dimension never does.
+    for name, weight in fresh.named_parameters():
+        assert (weight.ndim > 1) == (kinds[name] in ("weights", "embeddings")), name
+
+
+def test_groups_hold_what_learns_once(fresh: Janus) -> None:
+    freeze(fresh, STAGE_3)
+    optimizer = build_optimizer(fresh, Optimizer(lr=1e-3, weight_decay=0.1))
+    decaying, others = optimizer.param_groups
+    assert (decaying["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
+    names = {id(weight): name for name, weight in fresh.named_parameters()}
+    kinds = kinds_of(fresh)
+    assert {kinds[names[id(weight)]] for weight in decaying["params"]} == {"weights"}
+    assert {kinds[names[id(weight)]] for weight in others["params"]} == {"norms", "biases", "embeddings"}
+    found = [names[id(weight)] for group in optimizer.param_groups for weight in group["params"]]
+    assert sorted(found) == sorted(trained(fresh))
+    assert not any(name.startswith("vq.") for name in found)
+
+
+def test_what_does_not_decay_is_the_recipes_to_say(fresh: Janus) -> None:
+    freeze(fresh, STAGE_1)
+    optimizer = build_optimizer(fresh, Optimizer(lr=1e-3, weight_decay=0.1, undecayed=()))
+    (group,) = optimizer.param_groups
+    assert group["weight_decay"] == 0.1
+    assert len(group["params"]) == len(trained(fresh))
+
+
+def test_settings_arrive(fresh: Janus) -> None:
+    freeze(fresh, STAGE_1)
+    optimizer = build_optimizer(fresh, Optimizer(lr=3e-4, betas=(0.8, 0.9), eps=1e-6))
+    for group in optimizer.param_groups:
+        assert (group["lr"], group["betas"], group["eps"]) == (3e-4, (0.8, 0.9), 1e-6)
+        assert group["fused"]
+
+
+def test_nothing_learns(fresh: Janus) -> None:
+    freeze(fresh, ())
+    with pytest.raises(ValueError, match=r"^no parameter learns: name the parts in the recipe's train$"):
+        build_optimizer(fresh, Optimizer(lr=1.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_first_step_by_hand(fresh: Janus, dtype: torch.dtype) -> None:
+    """The first moments over the root of the second are the gradient's sign, whatever the betas."""
+    fresh.to(dtype)
+    freeze(fresh, ("text_head", "code_adapter"))
+    settings = Optimizer(lr=0.25, weight_decay=0.5, eps=1e-12)
+    optimizer = build_optimizer(fresh, settings)
+    before = {name: weight.detach().clone() for name, weight in trained(fresh).items()}
+    for weight in trained(fresh).values():
+        weight.grad = torch.full_like(weight, -2.0)
+    optimizer.step()
+    kinds = kinds_of(fresh)
+    for name, weight in trained(fresh).items():
+        decay = 0.5 if kinds[name] == "weights" else 0.0
+        expected = before[name].float() * (1 - 0.25 * decay) + 0.25
+        # Three roundings of the dtype between this formula and the kernel's order of it.
+        spacing = 3 * torch.finfo(dtype).eps
+        assert torch.allclose(weight.float(), expected, rtol=spacing, atol=spacing), name
+        assert optimizer.state[weight]["exp_avg"].dtype == dtype

@@ -1,0 +1,172 @@
+"""Two processes, one of which has text alone and the other drawings, against one process with both."""
+
+import runpy
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from janus.processing.processor import Processor
+from janus.training import checkpoint
+from janus.training.data.example import Example
+from janus.training.data.packing import pad
+from janus.training.parallel import Ranks, mesh_shape, ranks, rows_of
+from janus.training.recipe import Recipe
+from janus.training.recipe_sections import Data, Optimizer, Parallel, Source, Start
+
+PROGRAM = Path(__file__).with_name("parallel_rank.py")
+FLOAT32 = ("ddp", "fsdp", "hsdp")
+Found = dict[str, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def recipe(checkpoint: str) -> Recipe:
+    source = Source(task="drawing", world="shapes")
+    return Recipe(
+        task="sft",
+        model=Start(checkpoint=checkpoint),
+        train=("language",),
+        data=Data(sources=(source,)),
+        optimizer=Optimizer(lr=1e-2),
+        steps=1,
+        batch=4,
+        precision="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def written(
+    recipe: Recipe,
+    checkpoint: str,
+    make: Callable[[str, int], Example],
+    reads: Processor,
+    tmp_path_factory: pytest.TempPathFactory,
+    torchrun: Callable[..., subprocess.CompletedProcess[str]],
+) -> tuple[Path, Found]:
+    """One process first, which writes a checkpoint, then two; -> the folder, and what each ended with."""
+    folder = tmp_path_factory.mktemp("parallel")
+    pad_id = reads.tokenizer.pad_id
+    batches = [
+        [pad([make("text", 3)], pad_id), pad([make("text", 1), make("text", 2)], pad_id)],
+        [pad([make("drawing", 4)], pad_id), pad([make("understanding", 5)], pad_id)],
+    ]
+    torch.save({"recipe": recipe, "batches": batches}, folder / "run.pt")
+    alone = runpy.run_path(str(PROGRAM))["one_step"]
+    found: Found = {}
+    for precision in ("float32", "bfloat16", "autocast"):
+        found[precision] = [
+            alone(replace(recipe, precision=precision), checkpoint, batches, Ranks(torch.device("cpu")))
+        ]
+    save(folder / "whole", found["float32"][0], recipe)
+    run = torchrun(PROGRAM, folder, checkpoint)
+    assert run.returncode == 0, run.stderr
+    for kind in runpy.run_path(str(PROGRAM))["KINDS"]:
+        found[kind] = [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(2)]
+    return folder, found
+
+
+def save(folder: Path, ended: dict[str, Any], recipe: Recipe) -> None:
+    own = {"loader": {"place": 9}, "random": {}}
+    place = Ranks(torch.device("cpu"))
+    checkpoint.save(folder, 1, ended["tensors"], shared={}, own=own, recipe=recipe, keep=1, place=place)
+
+
+@pytest.mark.parametrize("kind", FLOAT32)
+def test_two_processes_learn_as_one(kind: str, written: tuple[Path, Found]) -> None:
+    alone = written[1]["float32"][0]
+    for ended in written[1][kind]:
+        torch.testing.assert_close(ended["losses"], alone["losses"], rtol=1e-6, atol=0)
+        torch.testing.assert_close(ended["norm"], alone["norm"], rtol=1e-5, atol=0)
+        for name, gradient in alone["gradients"].items():
+            error = (ended["gradients"][name] - gradient).abs().max() / gradient.abs().max()
+            assert error <= 3e-6, f"{name} is off by {error:.1e} of its largest"  # sums in another order
+
+
+@pytest.mark.parametrize("kind", [*FLOAT32, "ddp-bfloat16", "fsdp-autocast"])
+def test_both_processes_end_with_the_same_weights(kind: str, written: tuple[Path, Found]) -> None:
+    one, other = written[1][kind]
+    assert one["place"] == (0, 2, True)
+    assert other["place"] == (1, 2, False)
+    for name, tensor in one["tensors"].items():
+        assert torch.equal(tensor, other["tensors"][name]), name
+    assert other["copy"] is None
+    for name, tensor in one["copy"].items():
+        assert torch.equal(tensor, one["tensors"][f"model.{name}"]), name
+
+
+def test_what_is_split(written: tuple[Path, Found]) -> None:
+    split = written[1]["fsdp"][0]["split"]
+    everything = set(written[1]["fsdp"][0]["copy"])
+    assert split == sorted(name for name in everything if not name.startswith("vq."))
+    assert written[1]["ddp"][0]["split"] == []
+
+
+@pytest.mark.parametrize("kind", ["ddp-bfloat16", "fsdp-autocast"])
+def test_sixteen_bits_lose_no_more_than_in_one_process(kind: str, written: tuple[Path, Found]) -> None:
+    """Against float32, over all gradients; twice what one process loses, for other sums are rounded."""
+    exact = written[1]["float32"][0]["gradients"]
+    alone = written[1][kind.partition("-")[2]][0]["gradients"]
+
+    def lost(gradients: dict[str, torch.Tensor]) -> float:
+        return float(sum((gradients[name] - exact[name]).square().sum() for name in exact).sqrt())
+
+    assert 0 < lost(written[1][kind][0]["gradients"]) <= 2 * lost(alone)
+
+
+@pytest.mark.parametrize("kind", FLOAT32)
+def test_shards_of_two_load_into_one(kind: str, written: tuple[Path, Found], recipe: Recipe) -> None:
+    folder, found = written
+    saved = found[kind][0]["tensors"]
+    tensors = {name: torch.full_like(tensor, torch.nan) for name, tensor in saved.items()}
+    newest = checkpoint.newest(folder / kind)
+    newest.load(tensors)
+    for name, tensor in saved.items():
+        assert torch.equal(tensors[name], tensor), name
+    assert newest.ranks == 2
+    assert [each["loader"] for each in newest.own()] == [{"place": 0}, {"place": 1}]
+    newest.check(recipe)  # which has other processes, and that alone
+
+
+@pytest.mark.parametrize("kind", FLOAT32)
+def test_what_one_wrote_loads_into_shards_of_two(kind: str, written: tuple[Path, Found]) -> None:
+    whole = written[1]["float32"][0]["tensors"]
+    for ended in written[1][kind]:
+        for name, tensor in whole.items():
+            assert torch.equal(ended["loaded"][name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("parallel", "size", "shape"),
+    [
+        (Parallel(kind="fsdp"), 8, (1, 8)),
+        (Parallel(kind="fsdp", shards=8), 8, (1, 8)),
+        (Parallel(kind="fsdp", shards=4, replicas=2), 8, (2, 4)),
+    ],
+)
+def test_meshes(parallel: Parallel, size: int, shape: tuple[int, int]) -> None:
+    assert mesh_shape(parallel, size) == shape
+
+
+def test_a_mesh_of_other_processes_is_refused() -> None:
+    with pytest.raises(ValueError, match="4 shards x 1 replicas are not the 8 processes"):
+        mesh_shape(Parallel(kind="fsdp", shards=4), 8)
+
+
+def test_rows_of_a_process(recipe: Recipe) -> None:
+    assert rows_of(replace(recipe, batch=24, accumulate=3), 4) == 2
+    with pytest.raises(ValueError, match=r"batch 4 cannot be shared out to 3 processes.*a multiple of 3"):
+        rows_of(recipe, 3)
+
+
+def test_a_process_started_alone_is_a_run_of_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with ranks("cpu") as place:
+        assert (place.rank, place.size, place.first, place.group) == (0, 1, True, None)
+        assert place.agreed("mine") == "mine"
+        values = torch.tensor([1.0, 2.0])
+        assert torch.equal(place.summed(values), values)
+        place.wait()

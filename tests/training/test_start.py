@@ -1,0 +1,218 @@
+"""What a run begins with: random weights of a seed, and parts of published weights, each read strictly."""
+
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from janus.config import JanusConfig
+from janus.models.janus import Janus
+from janus.processing.processor import Processor
+from janus.training.recipe import Recipe
+from janus.training.recipe_sections import Data, Optimizer, Ratio, Source, Start
+from janus.training.start import (
+    LANGUAGE,
+    VISION,
+    blank,
+    describe,
+    fill_part,
+    load_vq,
+    save_vq,
+    start_config,
+    start_janus,
+    start_processor,
+    start_vq,
+)
+from janus.weights.names import source
+from janus.weights.save import named_tensors
+
+CPU = torch.device("cpu")
+Begin = Callable[..., Janus]
+
+
+@pytest.fixture
+def config(model: Janus) -> JanusConfig:
+    return replace(model.config, extra={})
+
+
+@pytest.fixture
+def recipe(config: JanusConfig, checkpoint: str) -> Recipe:
+    return Recipe(
+        task="janus",
+        model=Start(architecture=config, processor=checkpoint),
+        train=("language",),
+        data=Data(sources=(Source(task="text", path="texts.jsonl"),), ratio=Ratio(text=1)),
+        optimizer=Optimizer(lr=1e-3),
+        steps=10,
+        batch=2,
+        precision="float32",
+    )
+
+
+@pytest.fixture
+def begin(recipe: Recipe, reads: Processor) -> Begin:
+    def begin(**start: Any) -> Janus:
+        return start_janus(replace(recipe, model=replace(recipe.model, **start)), reads, CPU)
+
+    return begin
+
+
+def published(model: Janus, part: str, stem: str) -> dict[str, Tensor]:
+    """A part of a model by its published names."""
+    names = {
+        name
+        for own in model.state_dict()
+        if own.startswith(f"{part}.")
+        for name in source(own, "deepseek").names
+    }
+    return {
+        name.removeprefix(stem): tensor.clone()
+        for name, tensor in named_tensors(model, "deepseek").items()
+        if name in names
+    }
+
+
+def same(left: torch.nn.Module, right: torch.nn.Module) -> bool:
+    return all(torch.equal(tensor, right.state_dict()[name]) for name, tensor in left.state_dict().items())
+
+
+def test_random_weights_are_of_the_seed_and_torchs_own_numbers_stay(recipe: Recipe, reads: Processor) -> None:
+    state = torch.get_rng_state()
+    one, again = (start_janus(recipe, reads, CPU) for _ in range(2))
+    other = start_janus(replace(recipe, seed=1), reads, CPU)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert same(one, again)
+    assert not same(one, other)
+    assert one.files == reads.files
+    assert one.dtype == torch.float32
+    assert start_janus(replace(recipe, precision="bfloat16"), reads, CPU).dtype == torch.bfloat16
+
+
+def test_what_adds_up_over_layers_begins_smaller(begin: Begin, config: JanusConfig) -> None:
+    model = begin()
+    block, width = model.language.layers[0], config.language.width
+    bound = width**-0.5  # of a linear layer's uniform weights
+    assert block.attention.qkv.weight.abs().max() > 0.9 * bound
+    assert block.attention.o_proj.weight.abs().max() <= bound * (2 * config.language.layers) ** -0.5
+
+
+def test_a_checkpoint_is_read_in_the_recipes_precision(
+    recipe: Recipe, reads: Processor, checkpoint: str, model: Janus
+) -> None:
+    start = Start(checkpoint=checkpoint)
+    sft = replace(recipe, task="sft", model=start, data=replace(recipe.data, ratio=None))
+    assert same(start_janus(sft, reads, CPU), model)
+    assert start_config(start) == model.config
+    assert start_processor(start).files == reads.files
+
+
+def test_a_language_model_of_safetensors(begin: Begin, model: Janus, tmp_path: Path) -> None:
+    given = published(model, "language", LANGUAGE)
+    assert "model.layers.0.self_attn.q_proj.weight" in given
+    assert "lm_head.weight" in given
+    save_file({name: tensor.contiguous() for name, tensor in given.items()}, tmp_path / "model.safetensors")
+    filled = begin(language=str(tmp_path))
+    assert same(filled.language, model.language)
+    assert not same(filled.image_head, model.image_head)
+
+
+def test_a_vision_tower_of_timm(begin: Begin, model: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = published(model, "vision", VISION)
+    assert "patch_embed.proj.weight" in given
+    given["attn_pool.latent"] = torch.zeros(1, 1, 48)  # the pooling head, which nothing here computes with
+    asked = []
+
+    def create_model(name: str, **options: Any) -> Any:
+        asked.append((name, options))
+        return SimpleNamespace(state_dict=lambda: given)
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    filled = begin(vision="vit_tiny_siglip")
+    assert same(filled.vision, model.vision)
+    assert asked == [("vit_tiny_siglip", {"pretrained": True, "num_classes": 0})]
+
+
+def test_timm_that_is_absent_or_fails_is_told(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ValueError, match=r"'vit' is of timm: pip install timm"):
+        begin(vision="vit")
+
+    def create_model(name: str, **options: Any) -> Any:
+        raise RuntimeError("Unknown model\nand more")
+
+    monkeypatch.setitem(sys.modules, "timm", SimpleNamespace(create_model=create_model))
+    with pytest.raises(ValueError, match=r"cannot be had from timm \(RuntimeError: Unknown model\)"):
+        begin(vision="vit")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda given: given.pop("norm.weight"), "missing norm.weight: give the sizes"),
+        (lambda given: given.update(extra=torch.zeros(1)), "unexpected extra: give the sizes"),
+        (
+            lambda given: given.update({"norm.bias": torch.zeros(3)}),
+            r"norm.bias is \(3,\), and .* wants \(48,\)",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_refused(
+    change: Callable[[dict[str, Tensor]], object], message: str, fresh: Janus
+) -> None:
+    given = published(fresh, "vision", VISION)
+    change(given)
+    with pytest.raises(ValueError, match=message):
+        fill_part(fresh, "vision", given, VISION)
+
+
+def test_a_tokenizer_by_itself_and_of_a_whole_model(
+    begin: Begin, recipe: Recipe, model: Janus, checkpoint: str, tmp_path: Path
+) -> None:
+    save_vq(model.vq, tmp_path)
+    for path in (str(tmp_path), checkpoint):
+        assert same(load_vq(path), model.vq)
+        assert same(begin(vq=path).vq, model.vq)
+    filled = begin(vq=str(tmp_path), code_embedding="codebook")
+    expected = torch.nn.functional.normalize(model.vq.codebook, dim=1)
+    assert torch.equal(filled.code_embedding.weight, expected)
+    assert start_config(Start(checkpoint=str(tmp_path))) == model.config.vq
+    start = Start(architecture=model.config.vq, vq=str(tmp_path))
+    vq = replace(recipe, task="vq", train=("decoder",), model=start, data=drawings())
+    assert same(start_vq(vq, CPU), model.vq)
+
+
+def drawings() -> Data:
+    return Data(sources=(Source(task="drawing", path="rows.jsonl"),))
+
+
+def test_a_tokenizer_of_other_sizes_or_damaged_is_refused(model: Janus, tmp_path: Path) -> None:
+    save_vq(model.vq, tmp_path)
+    with pytest.raises(ValueError, match="differs from the architecture in codes: give its sizes"):
+        load_vq(tmp_path, replace(model.config.vq, codes=99))
+    for name, content in (("vq.json", b"{"), ("vq.json", b'"Janus-Pro-1B"'), ("vq.safetensors", b"no")):
+        save_vq(model.vq, tmp_path)
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name} cannot be read") as caught:
+            load_vq(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_model_is_described_without_its_weights(model: Janus) -> None:
+    description = describe(model)
+    made = blank(description, torch.bfloat16, CPU)
+    assert made.config == model.config
+    # What says nothing to this library survives a run.
+    assert made.config.extra["deepseek"]["transformers_version"] == "4.33.1"
+    assert made.files == model.files
+    assert {name: tensor.shape for name, tensor in made.state_dict().items()} == {
+        name: tensor.shape for name, tensor in model.state_dict().items()
+    }
+    assert made.dtype == torch.bfloat16
+    assert not any(tensor.is_meta for tensor in made.state_dict().values())

@@ -1,0 +1,159 @@
+"""Runs that train the picture tokenizer: they go on bit by bit, and what they write is read back."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from janus.training import train
+from janus.training.checkpoint import newest
+from janus.training.log import read_log
+from janus.training.recipe import Recipe
+from janus.training.recipe_file import dump, read_recipe
+from janus.training.recipe_sections import Evaluation, Parallel, Source
+from janus.training.start import load_vq
+
+RECIPE = """
+task = "vq"
+train = ["encoder", "codebook", "decoder"]
+steps = 5
+batch = 2
+precision = "float32"
+ema = 0.5
+[model]
+architecture.vq = {{ codes = 16, channels = 32, encoder_multipliers = [1, 1], latent_channels = 32 }}
+[data]
+workers = 0
+sources = [{{ task = "drawing", path = "{data}" }}]
+[optimizer]
+lr = 1e-3
+[schedule]
+kind = "constant"
+warmup = 2
+[log]
+every = 1
+samples_every = 2
+pictures = [{{ picture = "{picture}" }}]
+tensorboard = false
+[checkpoint]
+every = 2
+[vq]
+picture_size = 16
+quantise_from = 2
+discriminator_from = 3
+discriminator_channels = 4
+discriminator_layers = 1
+revive_every = 2
+start_latents = 64
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
+    folder = tmp_path_factory.mktemp("data")
+    for number in range(5):
+        Image.new("RGB", (20, 17 + number), (40 * number, 90, 200)).save(folder / f"{number}.png")
+    rows = [{"prompt": f"colour {number}", "image": f"{number}.png"} for number in range(5)]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = folder / "vq.toml"
+    file.write_text(RECIPE.format(data=folder / "rows.jsonl", picture=folder / "1.png"))
+    return read_recipe(file)
+
+
+def run(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
+    train(recipe, folder, device="cpu", show=lambda line: None)
+    clock = ("tokens_per_second", "share_of_peak", "memory")
+    return [
+        {name: value for name, value in record.items() if name not in clock}
+        for record in read_log(folder / "log.jsonl")
+    ]
+
+
+@pytest.fixture(scope="module")
+def straight(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("straight")
+    return folder, run(recipe, folder)
+
+
+def test_what_is_logged(straight: tuple[Path, list[dict[str, Any]]]) -> None:
+    folder, found = straight
+    steps = [record for record in found if "loss" in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5]
+    assert [record["rate"] for record in steps] == [5e-4, 1e-3, 1e-3, 1e-3, 1e-3]
+    assert ["codes_used" in record for record in steps] == [False, False, True, True, True]
+    assert ["discriminator" in record for record in steps] == [False, False, False, True, True]
+    shown = [record for record in found if "drawn" in record]
+    assert [record["step"] for record in shown] == [2, 4]
+    width, height = Image.open(folder / shown[0]["drawn"][0]["picture"]).size
+    assert (width, height) == (2 + 18, 2 + 2 * 18)  # a picture above what became of it
+
+
+@pytest.mark.parametrize("stop", [2, 3, 4])
+def test_a_run_goes_on_with_the_same_bits(
+    stop: int, recipe: Recipe, straight: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Before the codebook starts, before the discriminator does, and afterwards."""
+    run(replace(recipe, steps=stop), tmp_path)
+    assert run(recipe, tmp_path) == straight[1]
+    ours, theirs = load_vq(tmp_path), load_vq(straight[0])
+    for name, tensor in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], tensor), name
+
+
+def test_what_is_written_is_the_average(straight: tuple[Path, list[dict[str, Any]]]) -> None:
+    written = dict(load_vq(straight[0]).named_parameters())
+    saved = {f"average.{name}": torch.zeros_like(tensor) for name, tensor in written.items()}
+    newest(straight[0] / "checkpoints").load(saved)
+    for name, tensor in written.items():
+        assert torch.equal(saved[f"average.{name}"], tensor), name
+
+
+def test_a_tokenizer_begins_where_another_ended(
+    recipe: Recipe, straight: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    start = replace(recipe.model, architecture=None, checkpoint=str(straight[0]))
+    learning = replace(recipe.vq, quantise_from=0, start_latents=None)
+    found = run(replace(recipe, model=start, vq=learning, steps=2), tmp_path)
+    first = next(record for record in straight[1] if "loss" in record)
+    assert found[0]["reconstruction"] < first["reconstruction"]
+
+
+@pytest.mark.parametrize(
+    ("key", "change"),
+    [
+        ("accumulate", {"accumulate": 2}),
+        ("activation_checkpointing", {"activation_checkpointing": True}),
+        ("compile", {"compile": True}),
+        ("parallel.kind", {"parallel": Parallel(kind="fsdp")}),
+        (
+            "evaluate",
+            {"evaluate": Evaluation(evaluator="loss", sources=(Source(task="drawing", world="shapes"),))},
+        ),
+    ],
+)
+def test_what_it_has_not_is_refused(key: str, change: dict[str, Any], recipe: Recipe, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=f"^{key} says nothing to task"):
+        run(replace(recipe, **change), tmp_path)
+
+
+def test_two_processes_train_as_one_run(
+    recipe: Recipe,
+    tmp_path: Path,
+    torchrun: Callable[..., Any],
+    straight: tuple[Path, list[dict[str, Any]]],
+) -> None:
+    file = tmp_path / "vq.toml"
+    file.write_text(dump(recipe))
+    done = torchrun(Path(__file__).with_name("run_rank.py"), file, tmp_path / "run", 3)
+    assert done.returncode == 0, done.stderr
+    assert newest(tmp_path / "run" / "checkpoints").ranks == 2
+    two = [record for record in read_log(tmp_path / "run" / "log.jsonl") if "loss" in record]
+    one = [record for record in straight[1] if "loss" in record]
+    # Before codes are chosen, which rounding may tip: the same pictures, each process half of them.
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
+    assert [record["step"] for record in run(recipe, tmp_path / "run") if "loss" in record] == [1, 2, 3, 4, 5]
