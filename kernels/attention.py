@@ -149,26 +149,38 @@ def _padding_zeroed(tensor: Tensor, spans: Tensor | None) -> Tensor:
 def _document_by_document(
     query: Tensor, key: Tensor, value: Tensor, spans: Tensor, causal: bool, scale: float | None
 ) -> Tensor:
-    """Each document by itself, where to look at the spans costs nothing: no dense mask, no padding."""
-    ahead = key.shape[2] - query.shape[2]  # how many keys stand before the first query
-    output = torch.zeros_like(query)
+    """Each document by itself, where to look at the spans costs nothing: no dense mask, no padding.
+
+    The pieces are split off and joined once: slices written in place would each cost their backward pass a
+    tensor of the whole row's size.
+    """
+    queries, keys = query.shape[2], key.shape[2]
     documents = [row.t().unique_consecutive(dim=0).tolist() for row in spans]
     if len(documents) == 1:
         documents *= query.shape[0]
+    groups = []
     for own, alike in itertools.groupby(range(query.shape[0]), documents.__getitem__):
         first, *others = alike
         rows = slice(first, first + 1 + len(others))
-        for begin, end in own:
-            asking, seen = slice(max(begin - ahead, 0), max(end - ahead, 0)), slice(begin, end)
-            if begin < end and asking.start < asking.stop:
-                output[rows, :, asking] = attention_reference(
-                    query[rows, :, asking],
-                    key[rows, :, seen],
-                    value[rows, :, seen],
-                    causal=causal,
-                    scale=scale,
-                )
-    return output
+        real = {(begin, end) for begin, end in own if begin < end and end > keys - queries}
+        edges = sorted({0, keys, *itertools.chain(*real)})
+        sizes = [after - before for before, after in itertools.pairwise(edges)]
+        # How many queries stand at the keys of each piece: of keys ahead of the first query, none.
+        asking = [max(0, after - max(before, keys - queries)) for before, after in itertools.pairwise(edges)]
+        pieces = [
+            attention_reference(q, k, v, causal=causal, scale=scale)
+            if (begin, begin + k.shape[2]) in real
+            else torch.zeros_like(q)
+            for begin, q, k, v in zip(
+                edges,
+                query[rows].split(asking, dim=2),
+                key[rows].split(sizes, dim=2),
+                value[rows].split(sizes, dim=2),
+                strict=False,
+            )
+        ]
+        groups.append(torch.cat(pieces, dim=2))
+    return torch.cat(groups)
 
 
 def attention_reference(

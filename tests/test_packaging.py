@@ -40,10 +40,11 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources() -> dict[str, bytes]:
-    """Every module of the package by its installed path, the linked folders included."""
+    """Every module and recipe of the package by its installed path, the linked folders included."""
     files = {
         f"janus/{file.relative_to(REPOSITORY / 'janus')}": file
-        for file in (REPOSITORY / "janus").rglob("*.py")
+        for ending in ("py", "toml")
+        for file in (REPOSITORY / "janus").rglob(f"*.{ending}")
         if file.relative_to(REPOSITORY / "janus").parts[0] not in LINKED
     }
     for folder in LINKED:

@@ -17,7 +17,7 @@ from janus.training.data.pretokenize import fingerprint
 from janus.training.log import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "plot", "data", "pretokenize")
+COMMANDS = ("train", "plot", "data", "pretokenize", "eval")
 
 RECIPE = """
 task = "sft"

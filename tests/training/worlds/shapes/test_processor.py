@@ -1,7 +1,5 @@
 """The world's tokenizer and processor files: read as released ones are, and the same for the same seed."""
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
