@@ -79,5 +79,6 @@ class SigLIP(nn.Module):
         if not cpu.widens(pixels.device, pixels.dtype):
             return rearrange(conv(pixels), "N D h w -> N (h w) D")
         size = self.config.patch_size
-        each = rearrange(pixels, "N C (h p) (w q) -> N (h w) (C p q)", p=size, q=size)
+        whole = pixels.shape[2] // size * size  # what is left over is not seen
+        each = rearrange(pixels[:, :, :whole, :whole], "N C (h p) (w q) -> N (h w) (C p q)", p=size, q=size)
         return F.linear(each, conv.weight.flatten(1), conv.bias)

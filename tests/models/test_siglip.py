@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from janus import cpu
 from janus.config import AdapterConfig, AdapterKind, VisionConfig
 from janus.models.adapters import ImageHead, build_adapter
 from janus.models.siglip import SigLIP
@@ -50,6 +51,18 @@ def test_sizes() -> None:
     seen[:, :, 28:], seen[:, :, :, 28:] = 0, 0
     assert tower(pixels).shape == (1, 4, 24)
     assert torch.equal(tower(pixels), tower(seen))
+
+
+@pytest.mark.parametrize("image_size", [28, 31])
+@torch.no_grad()
+def test_patches_as_a_matrix_product(
+    image_size: int, close: Callable[[Tensor, Tensor], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a CPU has no convolution of 16 bits; in float32 it shows that they are the same."""
+    tower, pixels = SigLIP(config(image_size=image_size)), torch.randn(2, 3, image_size, image_size)
+    expected = tower.patches(pixels)
+    monkeypatch.setattr(cpu, "widens", lambda device, dtype: True)
+    close(tower.patches(pixels), expected)
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus import cpu
 from janus.config import VQConfig
 from janus.models import vq_strips
 from janus.models.vq import VQ
@@ -81,6 +82,23 @@ def test_half_precision_is_as_near_to_float32_as_the_modules(
         assert half.dtype == dtype
         assert not torch.equal(half, other), "the two ways round differently: else one was taken twice"
         assert (half - exact).norm() <= 1.25 * (other - exact).norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@torch.no_grad()
+def test_a_cpu_without_these_convolutions_computes_in_float32(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "has_onednn", lambda dtype: dtype == torch.float32)
+    vq = build(1, 2).to(dtype)
+    latents, pixels = torch.randn(2, 32, 5, 6).to(dtype), (torch.rand(2, 3, 10, 12) * 2 - 1).to(dtype)
+    found = [vq.decoder(latents), vq.encoder(pixels)]
+    assert all(parameter.dtype == dtype for parameter in vq.parameters())
+    vq.float()
+    for result, exact in zip(found, [vq.decoder(latents.float()), vq.encoder(pixels.float())], strict=True):
+        assert result.dtype == dtype
+        # One rounding, at the end.
+        assert (result - exact).abs().max() <= exact.abs().max() * torch.finfo(dtype).eps
 
 
 @torch.no_grad()
