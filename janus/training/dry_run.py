@@ -17,6 +17,7 @@ from janus.config import JanusConfig
 from janus.training.data.outline import IGNORE
 from janus.training.data.packing import PENDING, Batch
 from janus.training.log import GIB, duration, process_memory
+from janus.training.longest import Row, longest_row
 from janus.training.loop import learn
 from janus.training.memory import foretell, format_memory
 from janus.training.parallel import Ranks, ranks, rows_of
@@ -26,7 +27,6 @@ from janus.training.run import begin
 from janus.training.start import start_config
 from janus.training.vq import code, total, vq_losses
 from janus.training.vq_loop import begin as begin_vq
-from janus.training.weigh import Row, longest_row
 
 
 def dry_run(

@@ -26,7 +26,6 @@ from janus.models.vq import VQ
 from janus.training.data.packing import Batch
 from janus.training.live_bytes import LiveBytes
 from janus.training.longest import Row, hollow_batch, rows_loss
-from janus.training.longest import longest_row as longest_row
 from janus.training.parts import freeze, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import LoRA, VQLearning

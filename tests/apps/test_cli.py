@@ -285,7 +285,7 @@ def test_where_nothing_can_be_written_nothing_is_drawn(
 ) -> None:
     (tmp_path / "folder.png").mkdir()
     (tmp_path / "file").write_text("")
-    monkeypatch.setattr(cli, "_load", lambda *given: pytest.fail("the model was loaded"))
+    monkeypatch.setattr(use_commands, "load_pipeline", lambda *given: pytest.fail("the model was loaded"))
     assert cli.main(["draw", "a cat", "-m", checkpoint, "-o", str(tmp_path / place)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
 

@@ -11,10 +11,10 @@ from janus.models.janus import Janus
 from janus.training import dry_run as module
 from janus.training.data.outline import IGNORE
 from janus.training.dry_run import dry_run, longest_batch
+from janus.training.longest import longest_row
 from janus.training.objectives import count, encode, sums
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import KINDS, Data, Optimizer, Ratio, Source, Start, VQLearning
-from janus.training.weigh import longest_row
 
 LENGTH = 100
 
