@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 import janus
-from janus.apps import cli, info
+from janus.apps import cli, info, use_commands
 from janus.inference import draw
 from janus.weights.load import inspect, load
 
