@@ -11,7 +11,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +80,15 @@ class RunLog:
         left = (now - since) / (self.done - begun) * (self.steps - self.done)
         self.write(record)
         self.show(progress_line(self.done, self.steps, record, left))
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """Time that no step takes: samples, scores, checkpoints. The speed is told without it."""
+        begun = self.clock()
+        try:
+            yield
+        finally:
+            self.last += self.clock() - begun
 
     def write(self, record: Mapping[str, Any]) -> None:
         """A record of this moment: figures that are not finite become texts, which JSON has a form for."""

@@ -91,16 +91,17 @@ def train_janus(
             if log:
                 more = {"rate": rate, "norm": norm, "padding": 1 - tokens / places}
                 log.step({**figures, **more}, tokens=int(tokens), flop=int(flop))
-            if is_due(run.step, recipe.log.samples_every):
-                with shown(run) as model:
-                    if model is not None and log:
-                        log.samples(*draw_and_ask(model, run.processor, recipe))
-            if evaluate is not None and recipe.evaluate and is_due(run.step, recipe.evaluate.every):
-                scores = evaluate()
-                if log:
-                    log.write(scores)
-            if is_due(run.step, recipe.checkpoint.every) or run.step == recipe.steps:
-                keep(run)
+            with log.aside() if log else nullcontext():
+                if is_due(run.step, recipe.log.samples_every):
+                    with shown(run) as model:
+                        if model is not None and log:
+                            log.samples(*draw_and_ask(model, run.processor, recipe))
+                if evaluate is not None and recipe.evaluate and is_due(run.step, recipe.evaluate.every):
+                    scores = evaluate()
+                    if log:
+                        log.write(scores)
+                if is_due(run.step, recipe.checkpoint.every) or run.step == recipe.steps:
+                    keep(run)
     export(run)
 
 

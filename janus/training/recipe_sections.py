@@ -235,7 +235,7 @@ class VQLearning(Section):
     quantise_from: int = number(0, least=0)
     discriminator_from: int | None = number(None, least=0)
     decoder_only_from: int | None = number(None, least=0)
-    start_latents: int | None = number(None, least=1)
+    start_latents: int | None = number(None, least=0)
     background_codes: int = number(1, least=0)
     revive_every: int | None = number(50, least=1)
     merge_share: float | None = number(None, above=0, most=1)

@@ -107,12 +107,13 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
             if log:
                 log.step({**dict(zip(names, means, strict=True)), "rate": rate}, tokens=codes, flop=flop)
             every = recipe.log.samples_every
-            if every is not None and state.step % every == 0:
-                with shown(run):
-                    if log:
-                        show_reconstructions(run, log)
-            if state.step % recipe.checkpoint.every == 0 or state.step == recipe.steps:
-                keep(run)
+            with log.aside() if log else nullcontext():
+                if every is not None and state.step % every == 0:
+                    with shown(run):
+                        if log:
+                            show_reconstructions(run, log)
+                if state.step % recipe.checkpoint.every == 0 or state.step == recipe.steps:
+                    keep(run)
     with shown(run):
         if place.first:
             save_vq(run.vq, folder)

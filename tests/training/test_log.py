@@ -84,6 +84,19 @@ def test_records_and_lines(open_log: Callable[..., RunLog], tmp_path: Path, cloc
     ]
 
 
+def test_what_no_step_takes_does_not_slow_the_speed(
+    open_log: Callable[..., RunLog], tmp_path: Path, clock: Clock
+) -> None:
+    log = open_log(every=1)
+    for _ in range(2):
+        clock.seconds += 0.5
+        log.step({"loss": 1.0}, tokens=100, flop=1)
+        with log.aside():
+            clock.seconds += 60
+    log.close()
+    assert [record["tokens_per_second"] for record in read_log(tmp_path / FILE)] == [200.0, 200.0]
+
+
 def test_the_last_step_is_always_logged(open_log: Callable[..., RunLog], tmp_path: Path) -> None:
     log = open_log(every=7, steps=10)
     for _ in range(10):
