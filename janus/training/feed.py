@@ -142,13 +142,7 @@ class Pictures:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a state was taken. Raises ValueError where it belongs to another order of rows."""
-        ours = self.mixture.identity()
-        for key, theirs in state["identity"].items():
-            if ours[key] != theirs:
-                raise ValueError(
-                    f"the data's {key} were {theirs} when the state was saved, and are {ours[key]}: give the "
-                    "same, or begin a new run"
-                )
+        self.mixture.check_identity(state["identity"])
         self.place = state["place"]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,6 +100,16 @@ class Mixture:
             "parts": [[part.source.name, part.source.size] for part in self.parts],
             "shares": self.schedule.shares,
         }
+
+    def check_identity(self, saved: Mapping[str, object]) -> None:
+        """Raise ValueError where a place was saved in another order of rows."""
+        ours = self.identity()
+        for key, theirs in saved.items():
+            if ours[key] != theirs:
+                raise ValueError(
+                    f"the data's {key} were {theirs} when the state was saved, and are {ours[key]}: give the "
+                    "same, or begin a new run"
+                )
 
 
 def _check(parts: Sequence[Part]) -> None:
