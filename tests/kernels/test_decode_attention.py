@@ -74,9 +74,11 @@ def expected(
 
 
 def assert_as_exact_as_torch(*arguments: Any, **options: Any) -> None:
-    """Within twice the error of PyTorch's own attention in this dtype, as root mean squares, or one rounding.
+    """Within twice the error of PyTorch's own attention in this dtype, as root mean squares, or one rounding's.
 
-    The latter for the few numbers of a small case, which PyTorch may happen to hit.
+    The latter for the few numbers of a small case, which PyTorch may happen to hit: a rounding of the result,
+    and one of the scores in float32, as large as a query's and a key's lengths make their partial sums; a
+    weight errs by as much.
     """
     wanted = expected(*arguments, **options)
     dtype = arguments[0].dtype
@@ -84,7 +86,11 @@ def assert_as_exact_as_torch(*arguments: Any, **options: Any) -> None:
     assert actual.dtype == dtype
     assert actual.shape == wanted.shape
     error, bound = (float((found.double() - wanted).norm()) for found in (actual, theirs))
-    assert error <= max(2 * bound, torch.finfo(dtype).eps * float(wanted.norm()))
+    query, keys = arguments[0].double(), arguments[1].double()
+    scale = query.shape[-1] ** -0.5 if options.get("scale") is None else options["scale"]
+    largest = float(query.norm(dim=-1).max() * keys.norm(dim=-1).max()) * scale
+    rounding = torch.finfo(dtype).eps + torch.finfo(torch.float32).eps * largest
+    assert error <= max(2 * bound, rounding * float(wanted.norm()))
 
 
 # --- what it computes ---
