@@ -74,7 +74,7 @@ def expected(
 
 
 def assert_as_exact_as_torch(*arguments: Any, **options: Any) -> None:
-    """Within twice the error of PyTorch's own attention in this dtype, as root mean squares, or one rounding's.
+    """Within twice the error of PyTorch's own attention in this dtype, as root mean squares, or a rounding's.
 
     The latter for the few numbers of a small case, which PyTorch may happen to hit: a rounding of the result,
     and one of the scores in float32, as large as a query's and a key's lengths make their partial sums; a
