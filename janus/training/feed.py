@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
-from itertools import count
 from typing import Any
 
 import numpy as np
@@ -21,11 +20,11 @@ from janus.processing.image import load_picture, square_picture, to_signed_pixel
 from janus.processing.processor import Processor
 from janus.training.data.documents import Builder
 from janus.training.data.limits import Guard
-from janus.training.data.loader import Loader
+from janus.training.data.loader import Loader, Places
 from janus.training.data.mixture import Mixture, Part, Source
 from janus.training.data.open import open_source
 from janus.training.data.outline import Geometry
-from janus.training.data.rows import Drawing
+from janus.training.data.rows import Drawing, located
 from janus.training.data.sources import World, hugging_face
 from janus.training.parallel import Ranks, rows_of
 from janus.training.recipe import Recipe
@@ -91,7 +90,7 @@ def open_described(
         raise ValueError(
             f"the world of shapes needs pictures of {LEAST_SIDE} pixels, and the model's have {side}"
         )
-    make = _shapes_drawing if source.task == "drawing" else _shapes_question
+    make = _shapes_drawing if source.task == "drawing" else _shapes_conversation
     return World(partial(make, side=side), f"shapes ({source.task})")
 
 
@@ -100,19 +99,25 @@ def _shapes_drawing(random: np.random.Generator, *, side: int) -> Mapping[str, A
     return {"prompt": drawn.caption, "image": drawn.picture}
 
 
-def _shapes_question(random: np.random.Generator, *, side: int) -> Mapping[str, Any]:
-    asked = shapes.question(random, side=side)
-    picture = {"type": "image", "image": asked.picture}
-    return _conversation([picture, {"type": "text", "text": asked.question}], asked.answer)
+def _shapes_conversation(random: np.random.Generator, *, side: int) -> Mapping[str, Any]:
+    spoken = shapes.conversation(random, side=side)
+    return _conversation(spoken.turns, spoken.picture)
 
 
 def _shapes_text(random: np.random.Generator) -> Mapping[str, Any]:
-    return _conversation(*shapes.text(random))
+    return _conversation([shapes.text(random)])
 
 
-def _conversation(question: Any, answer: str) -> Mapping[str, Any]:
-    turns = (("user", question), ("assistant", answer))
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+def _conversation(turns: Sequence[tuple[str, str]], picture: Any = None) -> Mapping[str, Any]:
+    """A row of questions and answers; the first question shows the picture, if there is one."""
+    messages: list[dict[str, Any]] = []
+    for question, answer in turns:
+        messages.append({"role": "user", "content": question})
+        messages.append({"role": "assistant", "content": answer})
+    if picture is not None:
+        text = {"type": "text", "text": messages[0]["content"]}
+        messages[0]["content"] = [{"type": "image", "image": picture}, text]
+    return {"messages": messages}
 
 
 class Pictures:
@@ -126,7 +131,7 @@ class Pictures:
         reads: DataLoader[Any] = DataLoader(
             _Squares(self.mixture, self.size),
             batch_size=None,
-            sampler=_Places(self.place, self.rows),
+            sampler=Places(self.place, self.rows),
             num_workers=self.workers,
             generator=torch.Generator(),  # torch's default one is the training's: reading must not move it
         )
@@ -166,17 +171,7 @@ class _Squares(Dataset[tuple[Tensor | None, Exception | None]]):
         try:
             return to_signed_pixels(square_picture(load_picture(row.picture), self.size))
         except (ValueError, FileNotFoundError) as error:
-            raise type(error)(f"{row.where}: {error}") from error
-
-
-class _Places:
-    """Places from the first on, as many at a time as a batch has rows, without end."""
-
-    def __init__(self, first: int, rows: int) -> None:
-        self.first, self.rows = first, rows
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (list(range(start, start + self.rows)) for start in count(self.first, self.rows))
+            raise located(error, row.where) from error
 
 
 def pictures(recipe: Recipe, size: int, place: Ranks) -> Pictures:

@@ -48,17 +48,20 @@ def test_the_world_of_shapes_as_rows() -> None:
     assert row.picture.shape == (80, 80, 3)
 
     asked = open_described(Source(task="understanding", world="shapes"), side=64).row(0, seed)
-    question = shapes.question(np.random.default_rng(seed), side=64)
+    spoken = shapes.conversation(np.random.default_rng(seed), side=64)
+    assert len(spoken.turns) > 1
     assert isinstance(asked, Conversation)
     picture, text = asked.messages[0]["content"]
-    assert np.array_equal(picture["image"], question.picture)
-    assert text == {"type": "text", "text": question.question}
-    assert asked.messages[1] == {"role": "assistant", "content": question.answer}
+    assert np.array_equal(picture["image"], spoken.picture)
+    said = [text["text"], *(message["content"] for message in asked.messages[1:])]
+    assert said == [words for turn in spoken.turns for words in turn]
+    assert [message["role"] for message in asked.messages] == ["user", "assistant"] * len(spoken.turns)
 
-    said = open_described(Source(task="text", world="shapes"), side=64).row(0, seed)
-    words = shapes.text(np.random.default_rng(seed))
-    assert isinstance(said, Conversation)
-    assert [message["content"] for message in said.messages] == list(words)
+    written = open_described(Source(task="text", world="shapes"), side=64).row(0, seed)
+    assert isinstance(written, Conversation)
+    assert [message["content"] for message in written.messages] == list(
+        shapes.text(np.random.default_rng(seed))
+    )
 
 
 def test_worlds_of_three_tasks_are_three_sources() -> None:

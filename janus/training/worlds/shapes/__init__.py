@@ -1,6 +1,6 @@
 """A world of coloured shapes on grey: pictures, captions, questions, and the exact verifier of both.
 
-`drawing`, `question` and `text` are the endless streams that training draws from; `seen_prompts`,
+`drawing`, `conversation` and `text` are the endless streams that training draws from; `seen_prompts`,
 `held_out_prompts` and `questions` the lists that evaluation uses, `verify` and `correct` their judges.
 """
 
@@ -24,8 +24,10 @@ from janus.training.worlds.shapes.scene import (
     relation,
 )
 from janus.training.worlds.shapes.stream import (
+    Conversation,
     Drawing,
     Question,
+    conversation,
     drawing,
     held_out_prompts,
     question,
@@ -44,6 +46,7 @@ __all__ = [
     "QUESTION_CATEGORIES",
     "SHAPES",
     "SIDE",
+    "Conversation",
     "Drawing",
     "HeldOut",
     "Object",
@@ -54,6 +57,7 @@ __all__ = [
     "Thing",
     "ask",
     "caption",
+    "conversation",
     "correct",
     "describe",
     "describe_scene",

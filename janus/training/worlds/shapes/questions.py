@@ -1,4 +1,7 @@
-"""Questions about scenes, each with one answer that the picture decides."""
+"""Questions about scenes, each with one answer that the picture decides.
+
+The first question of a scene decides what the scene is like; others may be asked about it afterwards.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -7,7 +10,12 @@ from numpy.random import Generator
 
 from janus.training.worlds.shapes.captions import describe_scene, name_noun, vary_case
 from janus.training.worlds.shapes.draws import chance, pick, whole
-from janus.training.worlds.shapes.held_out import HELD_OUT_KINDS, Reason, is_held_out_pair
+from janus.training.worlds.shapes.held_out import (
+    HELD_OUT_KINDS,
+    Reason,
+    held_out_reason,
+    is_held_out_pair,
+)
 from janus.training.worlds.shapes.sampling import (
     MOST,
     HeldOut,
@@ -112,6 +120,23 @@ def ask(rng: Generator, category: str, *, held_out: HeldOut = False, color: str 
     return Asked(scene, vary_case(rng, question), answer, category, about, source.wanted)
 
 
+def ask_further(rng: Generator, scene: Scene, count: int) -> list[Asked]:
+    """Up to `count` questions about a scene, each of a category of its own; fewer where it suits fewer.
+
+    As in `ask`, they name no kind that is held out unless the scene has it.
+    """
+    reason = held_out_reason([item.kind for item in scene])
+    source = _Source(rng, reason, None)
+    found = []
+    for number in rng.permutation(len(QUESTION_CATEGORIES))[:count]:
+        category = QUESTION_CATEGORIES[number]
+        written = _FURTHER[category](source, scene)
+        if written is not None:
+            _, question, answer, about = written
+            found.append(Asked(scene, vary_case(rng, question), answer, category, about, reason))
+    return found
+
+
 @dataclass(frozen=True)
 class _Source:
     """Where the writers of questions get scenes from."""
@@ -151,10 +176,14 @@ class _Source:
 
 
 Written = tuple[Scene, str, str, tuple[Thing, ...]]
+About = Callable[[_Source, Scene], Written | None]
 
 
 def _count_all(source: _Source) -> Written:
-    scene = source.mixed(source.count())
+    return _count_all_in(source, source.mixed(source.count()))
+
+
+def _count_all_in(source: _Source, scene: Scene) -> Written:
     question = pick(source.rng, COUNT).format(pick(source.rng, ALL_NOUNS))
     return scene, question, spell(len(scene)), ()
 
@@ -206,65 +235,104 @@ def _counted(
             return scene, target, count
 
 
+def _count_shape_in(source: _Source, scene: Scene) -> Written:
+    absent = chance(source.rng, NONE_AT_ALL)
+    shape = pick(source.rng, SHAPES) if absent else pick(source.rng, scene).shape
+    return _ask_count(source, scene, Thing(shape), sum(item.shape == shape for item in scene))
+
+
+def _count_kind_in(source: _Source, scene: Scene) -> Written | None:
+    kind = any_kind(source.rng) if chance(source.rng, NONE_AT_ALL) else pick(source.rng, scene).kind
+    count = sum(item.kind == kind for item in scene)
+    if count == 0 and kind in HELD_OUT_KINDS:
+        return None
+    return _ask_count(source, scene, Thing(kind[1], kind[0]), count)
+
+
 def _ask_count(source: _Source, scene: Scene, thing: Thing, count: int) -> Written:
     question = pick(source.rng, COUNT).format(_words(source.rng, thing, plural=True))
     return scene, question, spell(count), (thing,)
 
 
 def _color(source: _Source) -> Written:
-    scene, item = _unique(source, lambda item: item.shape)
+    return _about_some(source, _color_in)
+
+
+def _color_in(source: _Source, scene: Scene) -> Written | None:
+    item = _alone(source, scene, lambda item: item.shape)
+    if item is None:
+        return None
     thing = Thing(item.shape)
     return scene, pick(source.rng, COLOR).format(_words(source.rng, thing)), item.color, (thing,)
 
 
 def _shape(source: _Source) -> Written:
-    scene, item = _unique(source, lambda item: item.color)
+    return _about_some(source, _shape_in)
+
+
+def _shape_in(source: _Source, scene: Scene) -> Written | None:
+    item = _alone(source, scene, lambda item: item.color)
+    if item is None:
+        return None
     thing = Thing(color=item.color)
     # "What shape is the red shape" would be no question.
     words = f"{item.color} {pick(source.rng, ('object', 'object', 'thing', 'figure'))}"
     return scene, pick(source.rng, SHAPE).format(words), item.shape, (thing,)
 
 
-def _unique(source: _Source, attribute: Callable[[Object], str]) -> tuple[Scene, Object]:
-    """A scene with an object that is alone in having its attribute."""
-    count = source.count()
+def _about_some(source: _Source, about: About, least: int = 1) -> Written:
+    """A question about the first scene of a number of objects that it can be asked about."""
+    count = source.count(least)
     while True:
-        scene = source.mixed(count)
-        values = [attribute(item) for item in scene]
-        alone = [item for item in source.subjects(scene) if values.count(attribute(item)) == 1]
-        if alone:
-            return scene, pick(source.rng, alone)
+        written = about(source, source.mixed(count))
+        if written is not None:
+            return written
+
+
+def _alone(source: _Source, scene: Scene, attribute: Callable[[Object], str]) -> Object | None:
+    """One of the objects that are alone in having their attribute."""
+    values = [attribute(item) for item in scene]
+    alone = [item for item in source.subjects(scene) if values.count(attribute(item)) == 1]
+    return pick(source.rng, alone) if alone else None
 
 
 def _exists(source: _Source) -> Written:
-    rng, yes, count = source.rng, chance(source.rng, 0.5), source.count()
-    named = rng.random()  # both attributes in every other question, else one of them
+    yes, named, count = chance(source.rng, 0.5), source.rng.random(), source.count()
     while True:
-        scene = source.mixed(count)
-        if yes:
-            color, shape = pick(rng, source.subjects(scene)).kind
-        else:
-            # Half of what is absent has a colour and a shape that are there, on two objects.
-            color, shape = any_kind(rng)
-            if chance(rng, 0.5):
-                color, shape = pick(rng, scene).color, pick(rng, scene).shape
-        thing = Thing(shape if named < 0.75 else None, color if named < 0.5 or named >= 0.75 else None)
-        if any(thing.fits(item) for item in scene) == yes and (yes or thing.kind not in HELD_OUT_KINDS):
-            break
+        written = _exists_in(source, source.mixed(count), yes, named)
+        if written is not None:
+            return written
+
+
+def _exists_in(source: _Source, scene: Scene, yes: bool, named: float) -> Written | None:
+    """`named`, up to 1: what the question names, both attributes below a half, else one of them."""
+    rng = source.rng
+    if yes:
+        color, shape = pick(rng, source.subjects(scene)).kind
+    else:
+        # Half of what is absent has a colour and a shape that are there, on two objects.
+        color, shape = any_kind(rng)
+        if chance(rng, 0.5):
+            color, shape = pick(rng, scene).color, pick(rng, scene).shape
+    thing = Thing(shape if named < 0.75 else None, color if named < 0.5 or named >= 0.75 else None)
+    if any(thing.fits(item) for item in scene) != yes or (not yes and thing.kind in HELD_OUT_KINDS):
+        return None
     words, plural = _words(rng, thing), _words(rng, thing, plural=True)
     question = pick(rng, EXISTS).format(a=with_article(words), plural=plural)
     return scene, question, "yes" if yes else "no", (thing,)
 
 
 def _where(source: _Source) -> Written:
-    rng, count = source.rng, source.count(least=2)
-    while True:
-        scene = source.mixed(count)
-        first, second = pick(rng, source.subjects(scene)), pick(rng, scene)
-        answer = relation(first, second, STATED_RATIO)
-        names = [_references(scene, item) for item in (first, second)]
-        if answer is not None and all(names):
-            break
+    return _about_some(source, _where_in, least=2)
+
+
+def _where_in(source: _Source, scene: Scene) -> Written | None:
+    rng = source.rng
+    first, second = pick(rng, source.subjects(scene)), pick(rng, scene)
+    answer = relation(first, second, STATED_RATIO)
+    names = [_references(scene, item) for item in (first, second)]
+    if answer is None or not all(names):
+        return None
     about = pick(rng, names[0]), pick(rng, names[1])
     words = [_words(rng, thing) for thing in about]
     return scene, pick(rng, WHERE).format(a=words[0], b=words[1]), answer, about
@@ -277,7 +345,10 @@ def _references(scene: Scene, item: Object) -> list[Thing]:
 
 
 def _describe(source: _Source) -> Written:
-    scene = source.mixed(source.count())
+    return _describe_in(source, source.mixed(source.count()))
+
+
+def _describe_in(source: _Source, scene: Scene) -> Written:
     return scene, pick(source.rng, DESCRIBE), describe_scene(scene), ()
 
 
@@ -295,5 +366,16 @@ _WRITERS: dict[str, Callable[[_Source], Written]] = {
     "exists": _exists,
     "where": _where,
     "describe": _describe,
+}
+# The same questions about a scene that is there already; None where they cannot be asked about it.
+_FURTHER: dict[str, About] = {
+    "count_all": _count_all_in,
+    "count_shape": _count_shape_in,
+    "count_kind": _count_kind_in,
+    "color": _color_in,
+    "shape": _shape_in,
+    "exists": lambda source, scene: _exists_in(source, scene, chance(source.rng, 0.5), source.rng.random()),
+    "where": _where_in,
+    "describe": _describe_in,
 }
 QUESTION_CATEGORIES = tuple(_WRITERS)

@@ -13,15 +13,16 @@ from numpy.random import Generator, default_rng
 from janus.checks import require_whole
 from janus.training.worlds.shapes.captions import caption
 from janus.training.worlds.shapes.conversations import text
-from janus.training.worlds.shapes.draws import pick
+from janus.training.worlds.shapes.draws import pick, whole
 from janus.training.worlds.shapes.held_out import Reason
-from janus.training.worlds.shapes.questions import QUESTION_CATEGORIES, Asked, ask
+from janus.training.worlds.shapes.questions import QUESTION_CATEGORIES, Asked, ask, ask_further
 from janus.training.worlds.shapes.raster import SIDE, Picture, render
 from janus.training.worlds.shapes.sampling import CATEGORIES, NAMING, HeldOut, Sample, sample
 from janus.training.worlds.shapes.scene import Spec, Thing
 
 Split = Literal["validation", "test"]
 SPLITS = ("validation", "test")
+MOST_TURNS = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +51,14 @@ class Question:
     held_out: Reason | None
 
 
+@dataclass(frozen=True, eq=False)
+class Conversation:
+    """A picture (S, S, 3) uint8, and questions about it with their short answers, one after another."""
+
+    picture: Picture
+    turns: tuple[tuple[str, str], ...]
+
+
 def drawing(
     rng: Generator,
     *,
@@ -72,6 +81,16 @@ def question(
 ) -> Question:
     """A question about a picture; without a category, one of all alike. Options and errors as in `ask`."""
     return _show(ask(rng, category or pick(rng, QUESTION_CATEGORIES), held_out=held_out, color=color), side)
+
+
+def conversation(rng: Generator, *, color: str | None = None, side: int = SIDE) -> Conversation:
+    """A picture for training and up to MOST_TURNS questions about it, the first as `question` asks it.
+
+    A picture costs a model of this size four times as many tokens as a question: several share it.
+    """
+    first = ask(rng, pick(rng, QUESTION_CATEGORIES), color=color)
+    asked = [first, *ask_further(rng, first.scene, whole(rng, 0, MOST_TURNS - 1))]
+    return Conversation(render(first.scene, side), tuple((each.question, each.answer) for each in asked))
 
 
 def seen_prompts(count: int, seed: int, *, split: Split = "test", side: int = SIDE) -> list[Drawing]:

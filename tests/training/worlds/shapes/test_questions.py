@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from janus.training.worlds import shapes
-from janus.training.worlds.shapes.questions import Asked, ask
+from janus.training.worlds.shapes.questions import Asked, ask, ask_further
 from janus.training.worlds.shapes.scene import STATED_RATIO, Object, Scene, Thing
 from janus.training.worlds.shapes.words import NUMBERS
 
@@ -44,6 +44,21 @@ def answer_from_scene(asked: Asked) -> str:
 def test_the_answer_is_the_scenes(seed: int, category: str, held_out: bool) -> None:
     asked = ask(default_rng(seed), category, held_out=held_out)
     assert asked.answer == answer_from_scene(asked)
+
+
+@given(SEEDS, CATEGORIES, st.sampled_from([False, "kind", "pair"]))
+def test_further_questions_are_about_the_same_scene(seed: int, category: str, held_out: bool) -> None:
+    first = ask(default_rng(seed), category, held_out=held_out)
+    further = ask_further(default_rng(seed), first.scene, 8)
+    assert {"count_all", "count_shape", "describe"} <= {asked.category for asked in further}
+    assert len({asked.category for asked in further}) == len(further)
+    for asked in further:
+        assert asked.scene is first.scene
+        assert asked.held_out == first.held_out
+        assert asked.answer == answer_from_scene(asked)
+        if not held_out:
+            assert not {thing.kind for thing in asked.about} & set(shapes.HELD_OUT_KINDS)
+    assert ask_further(default_rng(seed), first.scene, 0) == []
 
 
 @settings(max_examples=60)
