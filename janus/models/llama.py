@@ -129,14 +129,11 @@ class RMSNorm(nn.Module):
 
 
 class JoinedLinear(nn.Linear):
-    """Several projections of one input, computed as one: (..., D) -> a tuple of (..., size)."""
+    """Several projections of one input, computed as one: (..., D) -> (..., the sum of their sizes)."""
 
     def __init__(self, width: int, sizes: tuple[int, ...]) -> None:
         super().__init__(width, sum(sizes), bias=False)
         self.sizes = sizes
-
-    def forward(self, x: Tensor) -> Any:
-        return super().forward(x).split(self.sizes, dim=-1)
 
 
 class Attention(nn.Module):
@@ -145,6 +142,7 @@ class Attention(nn.Module):
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.head_width = config.head_width
+        self.group = config.heads // config.kv_heads  # heads to a key-value head
         query, key = config.heads * config.head_width, config.kv_heads * config.head_width
         self.qkv = JoinedLinear(config.width, (query, key, key))
         self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
@@ -158,9 +156,7 @@ class Attention(nn.Module):
         sight: Sight,
         cache: LayerCache | None,
     ) -> Tensor:
-        q, k, v = (  # (B, H or G, S, d); views, since einops would cost as much as a small step itself
-            part.unflatten(-1, (-1, self.head_width)).transpose(1, 2) for part in self.qkv(x)
-        )
+        q, k, v = self.projected(x)
         if cache is None:
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         else:
@@ -174,6 +170,14 @@ class Attention(nn.Module):
             mixed = attention(q, k, v, causal=True, lengths=lengths, offsets=sight.offsets)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
+    def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, S, D) -> queries (B, H, S, d), keys and values (B, G, S, d), of as many heads as a rank has."""
+        # Views, since einops would cost as much as a small step itself.
+        heads = self.qkv(x).unflatten(-1, (-1, self.head_width)).transpose(1, 2)
+        keys = heads.shape[1] // (self.group + 2)
+        q, k, v = heads.split((keys * self.group, keys, keys), dim=1)
+        return q, k, v
+
 
 class MLP(nn.Module):
     """SwiGLU."""
@@ -184,7 +188,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(swiglu(*self.gate_up(x)))
+        return self.down_proj(swiglu(*self.gate_up(x).chunk(2, dim=-1)))
 
 
 class Block(nn.Module):

@@ -24,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus import cpu
-from janus.models.llama import JoinedLinear
+
+LARGEST = 256 << 20  # bytes of a weight that is packed: for a moment there are two of it
 
 
 class Packed(Protocol):
@@ -43,7 +44,6 @@ class OneDNN:
     """bfloat16 in oneDNN's order."""
 
     ROWS = 2  # for which oneDNN chooses the order: those of a guided step; it serves hundreds as well
-    LARGEST = 256 << 20  # bytes of a weight that is packed: for a moment there are two of it
     FEWEST = 4  # rows that are computed at least: without AMX, oneDNN takes longer for one or two
     dtype = torch.bfloat16
 
@@ -54,7 +54,7 @@ class OneDNN:
     def of(cls, weight: Tensor) -> OneDNN | None:
         """The weight packed, or None where that would not gain."""
         gains = weight.dtype == torch.bfloat16 and cpu.is_x86() and cpu.has_onednn(torch.bfloat16)
-        return cls(weight) if gains and weight.nbytes <= cls.LARGEST else None
+        return cls(weight) if gains and weight.nbytes <= LARGEST else None
 
     def dense(self) -> Tensor:
         return self.packed.to_dense()
@@ -74,7 +74,6 @@ class Half:
     """
 
     CHUNK = 1 << 23  # weights of a block: they are float32 for a moment, and blocks are packed side by side
-    LARGEST = OneDNN.LARGEST
     MOST_LOST = 2**-10  # the share of a weight's numbers that may be kept beside
     TOP = 15  # the largest number is brought below 2^15; float16 reaches nearly 2^16
 
@@ -100,7 +99,7 @@ class Half:
     @classmethod
     def of(cls, weight: Tensor) -> Half | None:
         """The weight packed, or None where that would not gain, or float16 cannot hold it."""
-        if weight.dtype not in cpu.HALVES or not 0 < weight.nbytes <= cls.LARGEST:
+        if weight.dtype not in cpu.HALVES or not 0 < weight.nbytes <= LARGEST:
             return None
         # Where a CPU has instructions for bfloat16, nothing was measured of float16.
         if not cpu.has_fbgemm() or cpu.has_onednn(torch.bfloat16) or not bool(weight.isfinite().all()):
@@ -136,7 +135,6 @@ class PackedLinear(nn.Module):
         """`packed` is the layer's weight, if the caller has packed it already."""
         super().__init__()
         self.in_features, self.out_features = linear.in_features, linear.out_features
-        self.sizes: tuple[int, ...] | None = linear.sizes if isinstance(linear, JoinedLinear) else None
         self.bias = linear.bias
         self._forward_hooks.update(linear._forward_hooks)  # of a split layer: they join its shares
         self._hold(linear.weight.detach(), packed)
@@ -154,10 +152,9 @@ class PackedLinear(nn.Module):
         assert self.plain is not None
         return self.plain
 
-    def forward(self, x: Tensor) -> Any:
-        """(..., D) -> (..., out_features), or a tuple of parts as `JoinedLinear` gives."""
-        result = self._product(x) if self._serves(x) else F.linear(x, self.weight, self.bias)
-        return result if self.sizes is None else result.split(self.sizes, dim=-1)
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., out_features)."""
+        return self._product(x) if self._serves(x) else F.linear(x, self.weight, self.bias)
 
     def _serves(self, x: Tensor) -> bool:
         """Whether the packed kernel computes what torch would: it knows no gradients and no casts."""

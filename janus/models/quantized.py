@@ -118,7 +118,7 @@ def _least_squares(weight: Tensor, q: Tensor, step: Tensor, zero: Tensor) -> tup
 
 
 class QuantizedLinear(nn.Module):
-    """In place of an `nn.Linear`, or with `sizes` of a `JoinedLinear`: then it returns a tuple.
+    """In place of an `nn.Linear`, or with `sizes` of a `JoinedLinear`.
 
     `weight` and `weight_scale` are buffers: they have no gradient, so such a model can be used but not
     trained. In 4 bits on a CPU they are packed, that is in the order that the CPU's kernel reads, and no
@@ -185,12 +185,10 @@ class QuantizedLinear(nn.Module):
             self.weight, self.weight_scale = unpack(self.weight, self.weight_scale, in_place=True)
             self.packed = False
 
-    def forward(self, x: Tensor) -> Any:
+    def forward(self, x: Tensor) -> Tensor:
         linear = packed_linear if self.packed else quantized_linear
         product = linear(x, self.weight, self.weight_scale)
-        if self.bias is not None:
-            product = product + self.bias
-        return product if self.sizes is None else product.split(self.sizes, dim=-1)
+        return product if self.bias is None else product + self.bias
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.quantization}, bias={self.bias is not None}"

@@ -106,13 +106,10 @@ def _attend_by_document(model: Janus, rows: int) -> None:
 
 def _by_document(module: Attention, rows: int) -> Any:
     def forward(x: Tensor, rotary: tuple[Tensor, Tensor], sight: Sight, cache: None) -> Tensor:
-        q, k, v = (part.unflatten(-1, (-1, module.head_width)).transpose(1, 2) for part in module.qkv(x))
+        q, k, v = module.projected(x)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
-        mixed = torch.zeros_like(q)
-        length = q.shape[2] // rows
-        for row in range(rows):
-            own = slice(row * length, (row + 1) * length)
-            mixed[:, :, own] = attention(q[:, :, own], k[:, :, own], v[:, :, own], causal=True)
+        pieces = zip(*(part.chunk(rows, dim=2) for part in (q, k, v)), strict=True)
+        mixed = torch.cat([attention(*piece, causal=True) for piece in pieces], dim=2)
         return module.o_proj(mixed.transpose(1, 2).flatten(2))
 
     return forward

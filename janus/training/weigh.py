@@ -20,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from janus.config import JanusConfig, VQConfig
 from janus.kernels.codebook import lookup
 from janus.models.janus import Janus
-from janus.models.llama import Block, JoinedLinear
+from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
 from janus.models.vq import VQ
 from janus.training.data.packing import Batch
@@ -186,14 +186,11 @@ def _add_lora(model: Janus, lora: LoRA) -> None:
             setattr(module, "forward", _with_lora(module, down, up, lora.alpha / lora.rank))  # noqa: B010
 
 
-def _with_lora(module: nn.Linear, down: Tensor, up: Tensor, scale: float) -> Callable[[Tensor], Any]:
+def _with_lora(module: nn.Linear, down: Tensor, up: Tensor, scale: float) -> Callable[[Tensor], Tensor]:
     plain = module.forward
 
-    def forward(x: Tensor) -> Any:
-        change = F.linear(F.linear(x, down), up) * scale
-        if isinstance(module, JoinedLinear):
-            return tuple(a + b for a, b in zip(plain(x), change.split(module.sizes, dim=-1), strict=True))
-        return plain(x) + change
+    def forward(x: Tensor) -> Tensor:
+        return plain(x) + F.linear(F.linear(x, down), up) * scale
 
     return forward
 

@@ -49,18 +49,6 @@ def check_same(result: Tensor, plain: nn.Linear, x: Tensor) -> None:
         assert ((result - truth).abs() <= truth.abs() * 2.0**-8 + 1e-6).all()
 
 
-@torch.no_grad()
-def test_a_joined_layer_gives_its_parts() -> None:
-    plain = JoinedLinear(24, (16, 8, 8)).bfloat16()
-    x = torch.randn(2, 24).bfloat16()
-    parts = PackedLinear(plain)(x)
-    assert [part.shape[-1] for part in parts] == [16, 8, 8]
-    assert plain.bias is None
-    whole = nn.Linear(24, 32, bias=False, dtype=torch.bfloat16)
-    whole.weight.data = plain.weight.data
-    check_same(torch.cat(parts, dim=-1), whole, x)
-
-
 def test_a_plain_layer_goes_when_it_is_packed(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a model would be in memory twice in the end."""
     model = Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="bfloat16")
