@@ -9,6 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
+from janus.files import write_whole
 from janus.models.janus import Janus
 from janus.models.quantized import unpacked
 from janus.weights.config_files import format_config
@@ -59,7 +60,7 @@ def save(
     for stale in {file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)} - written:
         stale.unlink()
     for name, content in {**side_files, "config.json": _json_bytes(config)}.items():
-        _replace(folder / name, content)
+        write_whole(folder / name, content)
 
 
 def named_tensors(model: Janus, layout: Layout) -> dict[str, Tensor]:
@@ -126,19 +127,10 @@ def _write_weights(named: Mapping[str, Tensor], folder: Path, limit: int | None)
     if len(shards) > 1:
         index = folder / "model.safetensors.index.json"
         total = sum(tensor.nbytes for tensor in named.values())
-        _replace(index, _json_bytes({"metadata": {"total_size": total}, "weight_map": weight_map}))
+        write_whole(index, _json_bytes({"metadata": {"total_size": total}, "weight_map": weight_map}))
         written.add(index)
     return written
 
 
 def _json_bytes(values: object) -> bytes:
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _replace(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.partial")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, file)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the commands share: their options, and how a model is loaded and a place to write to is prepared."""
+"""What the commands share: their options, and how a model is loaded."""
 
 import argparse
 import os
@@ -57,7 +57,7 @@ def add_parallel_option(command: argparse.ArgumentParser) -> None:
 def is_parallel(options: argparse.Namespace) -> bool:
     """Whether this is one of several processes that do the command's work together."""
     if getattr(options, "trains", False):
-        return int(os.environ.get("WORLD_SIZE", "1")) > 1
+        return int(os.environ.get("WORLD_SIZE", "1")) > 1  # as `ranks.several`, without torch
     return getattr(options, "tensor_parallel", False)
 
 
@@ -83,12 +83,3 @@ def load_pipeline(options: argparse.Namespace, *pictures: str | Path) -> Any:
         compile=options.compile,
         tensor_parallel=is_parallel(options),
     )
-
-
-def prepare_output(output: Path) -> None:
-    """Make the folder that a picture will be written to; what cannot be written is told before the work."""
-    if output.suffix.lower() != ".png" or output.is_dir():
-        raise ValueError(f"{output} must be a file that ends in .png")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(output if output.exists() else output.parent, os.W_OK):
-        raise PermissionError(f"{output} cannot be written: choose another place with -o")

@@ -13,9 +13,9 @@ from janus.apps.command import (
     add_parallel_option,
     add_quantize_option,
     load_pipeline,
-    prepare_output,
     shows,
 )
+from janus.files import require_place
 
 
 def _add_answer_options(command: argparse.ArgumentParser) -> None:
@@ -124,7 +124,7 @@ def _draw(options: argparse.Namespace) -> int:
 
     from janus.inference.ranks import from_all_ranks
 
-    prepare_output(options.output)
+    require_place(options.output, "-o", ".png")
     pipe = load_pipeline(options, *([options.prefix] if options.prefix else []))
     seed = from_all_ranks(pipe.model, int(torch.seed() % 2**32))[0] if options.seed is None else options.seed
     names = ("n", "guidance", "temperature", "top_k", "top_p", "batch_size", "speculate", "prefix", "rows")
@@ -153,7 +153,7 @@ def _reconstruct_options(command: argparse.ArgumentParser) -> None:
 
 
 def _reconstruct(options: argparse.Namespace) -> int:
-    prepare_output(options.output)
+    require_place(options.output, "-o", ".png")
     picture = load_pipeline(options, options.image).reconstruct(options.image)
     picture.save(options.output)
     print(options.output)

@@ -4,7 +4,6 @@ They belong to the checkpoint: guidance that helps a well-trained model makes a 
 """
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -14,6 +13,7 @@ from typing import Any
 from janus.checks import require_number, require_whole
 from janus.evaluation.intervals import Tally
 from janus.evaluation.shapes import draw, picture_sides
+from janus.files import write_whole
 from janus.inference.progress import Progress, Report
 from janus.inference.sampling import Sampling
 from janus.training.worlds import shapes
@@ -83,9 +83,14 @@ def write_defaults(folder: str | Path, *, guidance: float, temperature: float) -
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds a checkpoint's files")
     path = folder / FILE
     files = {FILE: path.read_bytes()} if path.is_file() else {}
-    stated = read_object(files, FILE, where=str(folder)).values
-    values = {**stated, "guidance_scale": guidance, "temperature": temperature}
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
+    write_whole(path, stating(files, guidance=guidance, temperature=temperature, where=str(folder)))
     return path
+
+
+def stating(
+    files: Mapping[str, bytes], *, guidance: float, temperature: float, where: str = "the checkpoint"
+) -> bytes:
+    """The generation_config.json of these files, made to state what to draw with; ValueError as above."""
+    stated = read_object(files, FILE, where=where).values
+    values = {**stated, "guidance_scale": guidance, "temperature": temperature}
+    return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

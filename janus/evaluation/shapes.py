@@ -21,7 +21,7 @@ GROUP = 64
 MOST_ANSWER_TOKENS = 64  # four objects described take some twenty words
 
 Item = TypeVar("Item", Drawing, Question)
-Advance = Callable[[int], None]
+Advance = Callable[[int], object]
 
 
 def evaluate(
@@ -97,7 +97,7 @@ def draw(
     drawings: Sequence[Drawing],
     seed: int,
     batch_size: int | None,
-    advance: Advance,
+    advance: Advance = lambda count: None,
     **options: float,
 ) -> list[bool]:
     """Whether what the pipe draws of each caption is what it says; options are those of `Pipeline.draw`."""
@@ -111,7 +111,12 @@ def draw(
     return right
 
 
-def answer(pipe: Any, questions: Sequence[Question], batch_size: int | None, advance: Advance) -> list[bool]:
+def answer(
+    pipe: Any,
+    questions: Sequence[Question],
+    batch_size: int | None,
+    advance: Advance = lambda count: None,
+) -> list[bool]:
     """Whether the pipe's answer to each, the likeliest words in turn, is right."""
     right: list[bool] = []
     for group in _groups(questions):

@@ -33,7 +33,7 @@ def meet(device: str | torch.device | None = None) -> tuple[torch.device, Device
             "tensor parallelism needs a process for each device: start them with "
             "`torchrun --nproc-per-node 2 SCRIPT`"
         )
-    own = _own_device(device)
+    own = own_device(device)
     if own.type == "cuda":
         torch.cuda.set_device(own)  # collectives of objects, and much of others' code, go by it
     if not distributed.is_initialized():
@@ -46,7 +46,13 @@ def meet(device: str | torch.device | None = None) -> tuple[torch.device, Device
     return own, init_device_mesh(own.type, (distributed.get_world_size(),))
 
 
-def _own_device(device: str | torch.device | None) -> torch.device:
+def several() -> bool:
+    """Whether `torchrun` started more processes than this one."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def own_device(device: str | torch.device | None) -> torch.device:
+    """The device of this process, one of several; see `meet`."""
     if device is None and not torch.cuda.is_available():
         return torch.device("cpu")
     if device is None or str(device) == "cuda":

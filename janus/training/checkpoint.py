@@ -34,7 +34,7 @@ NAME = re.compile(r"step-(\d{8,})")
 UNFINISHED = ".tmp"
 STATE, SHARED, RECIPE, TENSORS = "state.json", "shared.pt", "recipe.toml", ".metadata"
 # What may be another when a run goes on: how long, what is shown and kept of it, and who computes it.
-HARMLESS = ("steps", "log", "checkpoint", "evaluate", "parallel", "data.workers")
+HARMLESS = ("steps", "log", "checkpoint", "evaluate", "defaults", "parallel", "data.workers")
 
 
 @dataclass(frozen=True)

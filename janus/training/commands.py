@@ -6,9 +6,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from janus.devices import resolve_device
+from janus.inference.ranks import meet, own_device, several
 
 
 def train(
@@ -32,8 +31,6 @@ def train(
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: give a folder with --out")
     if several():  # the group is the whole command's: whoever fails must not leave the others waiting
-        from janus.inference.ranks import meet
-
         meet(device)
     try:
         if dry:
@@ -46,11 +43,6 @@ def train(
         raise ValueError(str(error)) from error
     print(folder)
     return 0
-
-
-def several() -> bool:
-    """Whether `torchrun` started more processes than this one."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
 def plot(runs: Sequence[Path], output: Path) -> int:
@@ -97,7 +89,8 @@ def pretokenize(
     from janus.weights.load import load
 
     rows = open_source(source)
-    loaded = load(_named(model), device=_own_device(device), dtype="float32")
+    own = own_device(device) if several() and resolve_device(device).type == "cuda" else device
+    loaded = load(_named(model), device=own, dtype="float32")
     run(
         rows,
         loaded.vq,
@@ -111,14 +104,6 @@ def pretokenize(
     )
     print(folder)
     return 0
-
-
-def _own_device(device: str | None) -> torch.device:
-    """The device named; of several processes that share a machine's GPUs, the one of this one's number."""
-    chosen = resolve_device(device)
-    if several() and chosen.type == "cuda" and device in (None, "cuda"):
-        return resolve_device(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-    return chosen
 
 
 def _named(model: str | None) -> str:

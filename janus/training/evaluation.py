@@ -10,12 +10,10 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 
-import numpy as np
 import torch
 
-from janus.models.janus import Janus
+from janus.evaluation.shapes import answer, draw, picture_sides
 from janus.pipeline import Pipeline
-from janus.processing.processor import Processor
 from janus.training.data.documents import Builder
 from janus.training.data.limits import Guard
 from janus.training.data.loader import Loader
@@ -24,12 +22,13 @@ from janus.training.data.outline import Geometry
 from janus.training.feed import parts_of
 from janus.training.objectives import encode
 from janus.training.parallel import computing
+from janus.training.parts import at_rest
 from janus.training.recipe_sections import Data, Evaluation
 from janus.training.run import Run, shown
 from janus.training.worlds import shapes
 
 Evaluator = Callable[[], dict[str, float]]
-LONGEST = 64  # tokens of an answer
+SEED = 0  # of the validation lists, and of what is drawn for them
 
 
 def build_evaluator(run: Run) -> Evaluator | None:
@@ -68,7 +67,7 @@ def _held_out_loss(run: Run, loader: Callable[[], Loader], batches: int) -> dict
     """The losses of the same documents every time, per labelled token."""
     place = run.place
     found = torch.zeros(4, dtype=torch.float64, device=place.device)
-    with nullcontext() if run.average is None else run.average.swapped():
+    with at_rest(run.model), nullcontext() if run.average is None else run.average.swapped():
         for batch in islice(loader(), batches):
             moved = batch.to(place.device).tokenized(partial(encode, run.model))
             with computing(run.recipe, place):
@@ -88,39 +87,12 @@ def _score_shapes(run: Run, settings: Evaluation) -> dict[str, float]:
     scores: dict[str, float] = {}
     with shown(run) as model:
         if model is not None:
-            side = model.config.picture_size
+            pipe, count = Pipeline(model, run.processor), settings.examples
+            drawn, seen = picture_sides(pipe)
             if "drawing" in kinds:
-                scores["drawing"] = verified_drawings(model, run.processor, settings.examples, side)
+                prompts = shapes.seen_prompts(count, SEED, split="validation", side=drawn)
+                scores["drawing"] = sum(draw(pipe, prompts, SEED, None)) / count
             if "understanding" in kinds:
-                scores["answers"] = correct_answers(model, run.processor, settings.examples, side)
+                asked = shapes.questions(count, SEED, held_out=False, split="validation", side=seen)
+                scores["answers"] = sum(answer(pipe, asked, None)) / count
     return scores
-
-
-def verified_drawings(model: Janus, processor: Processor, count: int, side: int, *, seed: int = 0) -> float:
-    """The share of prompts of the validation list whose pictures the verifier accepts."""
-    wanted = shapes.seen_prompts(count, seed, split="validation", side=side)
-    pipe = Pipeline(model, processor)
-    drawn = pipe.draw([each.caption for each in wanted], seed=seed, progress=False)
-    right = [
-        shapes.verify(np.asarray(picture), each.spec) for picture, each in zip(drawn, wanted, strict=True)
-    ]
-    return sum(right) / count
-
-
-def correct_answers(model: Janus, processor: Processor, count: int, side: int, *, seed: int = 0) -> float:
-    """The share of questions of the validation list that are answered rightly."""
-    asked = shapes.questions(count, seed, held_out=False, split="validation", side=side)
-    conversations = [
-        [
-            {
-                "role": "user",
-                "content": [
-                    {"type": "image", "image": each.picture},
-                    {"type": "text", "text": each.question},
-                ],
-            }
-        ]
-        for each in asked
-    ]
-    answers = Pipeline(model, processor).chat(conversations, max_new_tokens=LONGEST, seed=seed)
-    return sum(shapes.correct(each, text) for each, text in zip(asked, answers, strict=True)) / count

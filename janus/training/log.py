@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from janus.files import write_whole
 from janus.training.recipe_sections import Asked, Log
 
 FILE = "log.jsonl"
@@ -172,9 +172,7 @@ def _forget_after(file: Path, done: int) -> None:
     kept = [record for record in read_log(file) if record["step"] <= done]
     whole = "".join(json.dumps(record) + "\n" for record in kept).encode()
     if whole != file.read_bytes():
-        beside = file.with_suffix(".tmp")
-        beside.write_bytes(whole)
-        os.replace(beside, file)
+        write_whole(file, whole)
 
 
 def process_memory() -> int:

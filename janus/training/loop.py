@@ -7,7 +7,7 @@ kill at any moment, and at its end the model. `torchrun` starts a run of several
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import closing, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from torch import Tensor
 
 from janus.training.data.packing import Batch
 from janus.training.evaluation import build_evaluator
-from janus.training.flops import Cost, cost, machine_rate
-from janus.training.log import RunLog
+from janus.training.flops import Cost, cost
 from janus.training.objectives import Sums, count, encode, total
 from janus.training.parallel import Ranks, clip, computing, exchanging, ranks
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
-from janus.training.run import Run, begin, export, keep, learning, set_rate, shown
+from janus.training.run import Run, begin, export, is_due, keep, learning, open_log, set_rate, shown
 from janus.training.samples import draw_and_ask
 from janus.training.schedule import factor
 from janus.training.vq_loop import train_vq
@@ -49,12 +48,17 @@ def train(
     elif list(overrides):
         raise ValueError("overrides change a recipe that is read: give its file, or change the recipe itself")
     folder = Path(folder)
-    with ranks(device) as place:
+    with ranks(device) as place, own_numbers(place.device):
         if recipe.task == "vq":
             train_vq(recipe, folder, place, show)
         else:
             train_janus(recipe, folder, place, show)
     return folder
+
+
+def own_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Within it torch's default generators are the run's; afterwards they are where they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
 def train_janus(
@@ -127,17 +131,6 @@ def learn(run: Run, batch: Batch, labels: float, *, exchange: bool) -> Tensor:
     return torch.stack((text.detach(), picture.detach()))
 
 
-def open_log(
-    recipe: Recipe, folder: Path, place: Ranks, done: int, show: Callable[[str], object] | None
-) -> RunLog | None:
-    """The log of a run that goes on after `done` steps; the first process has it."""
-    if not place.first:
-        return None
-    dtype = torch.float32 if recipe.precision == "float32" else torch.bfloat16
-    rate = machine_rate(place.device, dtype) * place.size
-    return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, show=show)
-
-
 def check_finite(norm: Tensor, step: int, rate: float) -> None:
     """FloatingPointError, before any weight has moved, for gradients that are no numbers."""
     if not bool(norm.isfinite()):
@@ -145,8 +138,3 @@ def check_finite(norm: Tensor, step: int, rate: float) -> None:
             f"gradients of step {step} are not finite: lower the rate, {rate:.3g} by then, or look for data "
             "that are not numbers"
         )
-
-
-def is_due(step: int, every: int | None) -> bool:
-    """Whether something that is done `every` so many steps is done after this one."""
-    return every is not None and step % every == 0

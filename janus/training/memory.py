@@ -19,6 +19,7 @@ from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
 from janus.models.vq import VQ
 from janus.training.longest import longest_row, rows_loss
+from janus.training.parallel import rows_of
 from janus.training.parts import freeze, parameters, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import KINDS, Kind
@@ -91,12 +92,7 @@ def foretell(
     a device that is not there.
     """
     require_whole("ranks", ranks, least=1)
-    rows, rest = divmod(recipe.batch, recipe.accumulate * ranks)
-    if rest:
-        raise ValueError(
-            f"batch {recipe.batch} cannot be shared out to {ranks} processes in accumulate = "
-            f"{recipe.accumulate} turns: make it a multiple of {recipe.accumulate * ranks}"
-        )
+    rows = rows_of(recipe, ranks)
     if recipe.task == "vq":
         return _foretell_vq(config if isinstance(config, VQConfig) else config.vq, recipe, rows, device)
     assert isinstance(config, JanusConfig)  # the recipe was checked

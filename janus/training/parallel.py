@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from janus.devices import resolve_device
+from janus.inference.ranks import meet, several
 from janus.models.janus import Janus
 from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
@@ -75,11 +76,9 @@ def ranks(device: str | torch.device | None = None) -> Iterator[Ranks]:
     On a CPU the processes share the cores: threads beyond them cost several times what they bring. Raises
     ValueError for a device that is absent or cannot join others.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 and not distributed.is_initialized():
+    if not several() and not distributed.is_initialized():
         yield Ranks(resolve_device(device))
         return
-    from janus.inference.ranks import meet
-
     begun = not distributed.is_initialized()
     own, _ = meet(device)
     if own.type == "cpu":

@@ -11,7 +11,8 @@ codes gives a gradient.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +115,18 @@ def freeze(model: Janus | VQ, train: Collection[str]) -> None:
                 thing.train(learns)
     if train and not trained(model):
         raise ValueError(f"{', '.join(train)} has no parameters in this model: train other parts as well")
+
+
+@contextmanager
+def at_rest(model: nn.Module) -> Iterator[None]:
+    """Within it all modules are as for inference, those that learn too: what drops out numbers does not."""
+    learning = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in learning:
+            module.training = True
 
 
 def _modules(thing: nn.Module | nn.Parameter) -> Iterable[nn.Module]:

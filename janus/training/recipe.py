@@ -18,6 +18,7 @@ from janus.training.recipe_fields import NONE, RecipeError, Section, number, sho
 from janus.training.recipe_sections import (
     Checkpoints,
     Data,
+    Defaults,
     Evaluation,
     Log,
     LoRA,
@@ -50,8 +51,8 @@ class Recipe(Section):
     weights in float32 and computes in bfloat16, "bfloat16" keeps them in it too; sums over processes are
     float32. `activation_checkpointing` computes blocks twice instead of keeping what is inside them, and
     `compile` gives them to torch.compile. `ema` is the decay of the weights' moving average, and none is kept
-    if it is left out. `log`, `checkpoint` and `evaluate` say what is seen and kept meanwhile. `seed` decides
-    every random number.
+    if it is left out. `log`, `checkpoint` and `evaluate` say what is seen and kept meanwhile, `defaults` what
+    the model is drawn with. `seed` decides every random number.
     """
 
     task: Task = "janus"
@@ -74,6 +75,7 @@ class Recipe(Section):
     log: Log = field(default_factory=Log)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
     evaluate: Evaluation | None = None
+    defaults: Defaults | None = None
     seed: int = number(0, least=0, most=2**63 - 1)
 
     def check(self) -> None:
@@ -109,10 +111,10 @@ class Recipe(Section):
             raise RecipeError(("precision",), text)
         if self.optimizer.clip is None:
             raise RecipeError(("optimizer", "clip"), 'is none, and task = "vq" needs one: give a number')
-        for name in ("lora", "loss"):
+        for name in ("lora", "loss", "defaults"):
             if getattr(self, name) not in (None, LossWeights()):
                 raise RecipeError((name,), 'says nothing to task = "vq": take it out')
-        for name in ("vision", "language", "processor"):
+        for name in ("vision", "language", "processor", "world"):
             if getattr(self.model, name) is not None:
                 raise RecipeError(("model", name), 'says nothing to task = "vq": take it out')
         if self.data.ratio is not None:
@@ -139,11 +141,15 @@ class Recipe(Section):
                 raise RecipeError(
                     ("model", "checkpoint"), 'is missing: task = "sft" fine-tunes a whole model'
                 )
-            if self.model.processor is None:
+            if self.model.processor is None and self.model.world is None:
                 text = "is missing beside an architecture: give the folder or hub id of a tokenizer"
                 raise RecipeError(("model", "processor"), text)
         if self.task == "janus" and self.data.ratio is None:
             raise RecipeError(("data", "ratio"), 'is missing: task = "janus" mixes tasks, at a ratio')
+
+        if self.lora is not None and self.parallel.kind == "fsdp":
+            text = 'is "fsdp", which would split weights that stand still: adapters train with "ddp"'
+            raise RecipeError(("parallel", "kind"), text)
 
     def vq_training(self) -> VQTraining:
         """The settings of `janus.training.vq` for a recipe of task "vq"."""

@@ -24,20 +24,23 @@ class Start(Section):
     a table of sizes (`janus.training.architecture`), whose weights are random but for the parts that are
     given: `vision`, the name of a SigLIP of timm, `language`, a folder or hub id of Llama's safetensors,
     `vq`, a folder of this library. `processor` is the folder or hub id of the tokenizer's and processor's
-    files, the checkpoint's own if left out. `code_embedding` is what the table of codes that the language
-    model reads begins as: random, or the tokenizer's codebook at unit length (`janus.training.parts`).
+    files, the checkpoint's own if left out; in its place there can be a `world`, from whose sentences a
+    tokenizer of the architecture's vocabulary is made. `code_embedding` is what the table of codes that the
+    language model reads begins as: random, or the tokenizer's codebook at unit length
+    (`janus.training.parts`).
     """
 
     checkpoint: str | None = None
     architecture: JanusConfig | VQConfig | None = field(default=None, metadata={"parse": parse_architecture})
     processor: str | None = None
+    world: Literal["shapes"] | None = None
     vision: str | None = None
     language: str | None = None
     vq: str | None = None
     code_embedding: Literal["random", "codebook"] = "random"
 
     def check(self) -> None:
-        given = [name for name in ("vision", "language", "vq") if getattr(self, name) is not None]
+        given = [name for name in ("world", "vision", "language", "vq") if getattr(self, name) is not None]
         if self.checkpoint is None and self.architecture is None:
             raise RecipeError(("checkpoint",), "is missing: give a folder or hub id, or an architecture")
         if self.checkpoint is not None:
@@ -46,6 +49,9 @@ class Start(Section):
             if given:
                 text = f"contradicts checkpoint = {show(self.checkpoint)}, which holds it: leave one out"
                 raise RecipeError((given[-1],), text)
+        if self.world is not None and self.processor is not None:
+            text = f"contradicts processor = {show(self.processor)}: the tokenizer is of one of them"
+            raise RecipeError(("world",), text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +264,7 @@ class LoRA(Section):
 
     A layer has the product of its two matrices of `rank`, times `alpha` / `rank`, added, and `dropout` before
     them. `targets` are the linear layers that get one, by the ends of their names, such as "attention.qkv".
+    The model that is written has them merged; beside it they are by themselves (`janus.training.lora`).
     """
 
     rank: int = number(8, least=1)
@@ -332,3 +339,30 @@ class Evaluation(Section):
         for place, source in enumerate(self.sources):
             if self.evaluator == "shapes" and source.world != "shapes":
                 raise RecipeError(("sources", place, "world"), 'must be "shapes" for evaluator = "shapes"')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defaults(Section):
+    """The guidance and temperature that the model is drawn with where nobody says otherwise.
+
+    Meanwhile, for samples and scores, they are the first of `guidances` and of `temperatures`. When training
+    is over, the checkpoint states the pair that draws most of so many `prompts` right, of the list that the
+    world of shapes has for this (`janus.evaluation.defaults`); of one pair, that one.
+    """
+
+    guidances: tuple[float, ...] = number(least=0)
+    temperatures: tuple[float, ...] = number(least=0)
+    prompts: int = number(210, least=1)
+
+    def check(self) -> None:
+        for name in ("guidances", "temperatures"):
+            if not getattr(self, name):
+                raise RecipeError((name,), "is empty: give at least one to draw with")
+
+    @property
+    def first(self) -> tuple[float, float]:
+        return self.guidances[0], self.temperatures[0]
+
+    @property
+    def is_choice(self) -> bool:
+        return len(self.guidances) * len(self.temperatures) > 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from janus.evaluation.defaults import choose_defaults, write_defaults
+from janus.evaluation.shapes import picture_sides
 from janus.models.janus import Janus
 from janus.models.llama import Block
 from janus.pipeline import Pipeline
@@ -20,15 +22,19 @@ from janus.training.checkpoint import Checkpoint
 from janus.training.data.loader import Loader, reshard
 from janus.training.ema import EMA
 from janus.training.feed import Pictures, documents
+from janus.training.flops import machine_rate
+from janus.training.log import RunLog
+from janus.training.lora import add_adapters, merge_adapters, save_adapters
 from janus.training.objectives import Objective
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import Ranks, gathered, is_split, parallelize
-from janus.training.parts import freeze, trained
+from janus.training.parts import at_rest, freeze, trained
 from janus.training.recipe import Recipe
-from janus.training.start import blank, describe, start_janus, start_processor
+from janus.training.start import blank, describe, start_janus, start_processor, with_defaults
 from janus.training.weigh import DTYPES, checkpoint_blocks
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, ADAPTERS = "checkpoints", "adapter"
+DEFAULTS_SEED = 1  # of the prompts that defaults are chosen on; those of scores meanwhile have 0
 
 
 @dataclass
@@ -54,17 +60,23 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     Raises ValueError, among all that reading raises, where it is of another recipe.
     """
     check_pictures(recipe)
-    if recipe.lora is not None:
-        raise ValueError("lora: low-rank adapters are not trained by this version: take it out of the recipe")
+    torch.manual_seed((recipe.seed + place.rank) % 2**63)  # of what drops out numbers
     found = find_checkpoint(recipe, folder, place)
     if found is None:
         processor = start_processor(recipe.model)
+        if recipe.defaults is not None:
+            processor = with_defaults(processor, *recipe.defaults.first)
         model = start_janus(recipe, processor, place.device)
     else:
         model = blank(found.shared()["model"], DTYPES[recipe.precision], place.device)
         processor = Processor(model.files, where=str(found.folder))
-    Pipeline(model, processor)  # which sees to it that the two belong together
-    freeze(model, recipe.train)
+    pipe = Pipeline(model, processor)  # which sees to it that the two belong together
+    if recipe.defaults is not None and recipe.defaults.is_choice:
+        picture_sides(pipe)  # which refuses what could not be chosen on in the end
+    if recipe.lora is None:
+        freeze(model, recipe.train)
+    else:
+        add_adapters(model, recipe.lora, train=recipe.train, seed=recipe.seed)
     # Before the model is split: sources compare the tokenizer with that of their codes.
     loader = documents(recipe, model, processor, place)
     if recipe.activation_checkpointing:
@@ -152,7 +164,7 @@ def shown(run: Run) -> Iterator[Janus | None]:
 
     Nothing may be trained within it.
     """
-    with torch.no_grad(), nullcontext() if run.average is None else run.average.swapped():
+    with torch.no_grad(), at_rest(run.model), nullcontext() if run.average is None else run.average.swapped():
         if is_split(run.recipe, run.place):
             yield gathered(run.model, run.place)
         else:
@@ -161,10 +173,27 @@ def shown(run: Run) -> Iterator[Janus | None]:
 
 
 def export(run: Run) -> None:
-    """Write the model into the run's folder, which `janus.load` and other recipes then read."""
+    """Write the model into the run's folder, which `janus.load` and other recipes then read.
+
+    With the guidance and temperature that are best to draw with, where the recipe has several. Adapters are
+    merged into it, and beside it by themselves, in a folder of their own.
+    """
+    settings = run.recipe.defaults
     with shown(run) as model:
         if model is not None:
+            if run.recipe.lora is not None:
+                save_adapters(model, run.folder / ADAPTERS)
+                merge_adapters(model)
             model.save_pretrained(run.folder)
+            if settings is not None and settings.is_choice:
+                choice = choose_defaults(
+                    Pipeline(model, run.processor),
+                    guidances=settings.guidances,
+                    temperatures=settings.temperatures,
+                    prompts=settings.prompts,
+                    seed=DEFAULTS_SEED,
+                )
+                write_defaults(run.folder, guidance=choice.guidance, temperature=choice.temperature)
 
 
 def learning(model: nn.Module) -> list[nn.Parameter]:
@@ -176,3 +205,19 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next step, of all groups, in place."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def open_log(
+    recipe: Recipe, folder: Path, place: Ranks, done: int, show: Callable[[str], object] | None
+) -> RunLog | None:
+    """The log of a run that goes on after `done` steps; the first process has it."""
+    if not place.first:
+        return None
+    dtype = torch.float32 if recipe.precision == "float32" else torch.bfloat16
+    rate = machine_rate(place.device, dtype) * place.size
+    return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, show=show)
+
+
+def is_due(step: int, every: int | None) -> bool:
+    """Whether something that is done `every` so many steps is done after this one."""
+    return every is not None and step % every == 0

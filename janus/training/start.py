@@ -6,6 +6,7 @@ Whatever is read is read strictly: names that are missing, left over or misshape
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,8 @@ from torch import Tensor, nn
 
 from janus.checks import one_line
 from janus.config import JanusConfig, VQConfig
+from janus.evaluation.defaults import FILE, stating
+from janus.files import write_whole
 from janus.models.janus import Janus
 from janus.models.llama import Llama
 from janus.models.vq import VQ
@@ -26,6 +29,7 @@ from janus.training.parts import start_from_codebook
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Start
 from janus.training.weigh import DTYPES
+from janus.training.worlds.shapes.processor import write_processor
 from janus.weights.config_files import format_config, parse_config, read_config
 from janus.weights.hub import find
 from janus.weights.load import empty_model, load, part_sizes
@@ -48,25 +52,36 @@ def start_config(start: Start) -> JanusConfig | VQConfig:
 
 
 def start_processor(start: Start) -> Processor:
-    """The processor of the checkpoint, or the one named."""
+    """The processor of the checkpoint, or the one named, or one that is made of a world's sentences."""
     named = start.processor or start.checkpoint
-    assert named is not None
-    return Processor.from_pretrained(named)
+    if named is not None:
+        return Processor.from_pretrained(named)
+    assert isinstance(start.architecture, JanusConfig)
+    assert start.world == "shapes"  # else the recipe would not have been made
+    config = start.architecture
+    with tempfile.TemporaryDirectory() as folder:
+        write_processor(
+            folder,
+            image_size=config.vision.image_size,
+            image_tokens=config.vision.tokens,
+            vocabulary=config.language.vocabulary,
+        )
+        return Processor.from_pretrained(folder)
 
 
-def start_janus(recipe: Recipe, processor: Processor, device: torch.device, *, blank: bool = False) -> Janus:
+def with_defaults(processor: Processor, guidance: float, temperature: float) -> Processor:
+    """The processor, with files that state what to draw with where nobody says otherwise."""
+    content = stating(processor.files, guidance=guidance, temperature=temperature)
+    return Processor({**processor.files, FILE: content})
+
+
+def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> Janus:
     """The model before its first step, in the recipe's precision; it goes on with the processor's files.
 
-    Random weights are of the recipe's seed, and torch's own generator stays. A `blank` one has no weights
-    yet, and will be filled.
+    Random weights are of the recipe's seed, and torch's own generator stays.
     """
     start, dtype = recipe.model, DTYPES[recipe.precision]
-    if blank:
-        config = start_config(start)
-        assert isinstance(config, JanusConfig)
-        model = empty_model(config).to(dtype).to_empty(device=device)
-        model.language.tie()
-    elif start.checkpoint is not None:
+    if start.checkpoint is not None:
         model = load(start.checkpoint, device=device, dtype=dtype)
         if model.config.quantization is not None:
             raise ValueError(
@@ -77,7 +92,7 @@ def start_janus(recipe: Recipe, processor: Processor, device: torch.device, *, b
         assert isinstance(start.architecture, JanusConfig)
         config = start.architecture
         model = _random(lambda: Janus(config), recipe.seed)
-        scale_residuals(model.language)
+        begin_language(model.language, torch.Generator().manual_seed(recipe.seed))
         if start.vision is not None:
             fill_part(model, "vision", _timm(start.vision), VISION)
         if start.language is not None:
@@ -123,11 +138,14 @@ def _random(make: Callable[[], Model], seed: int) -> Model:
 
 
 @torch.no_grad()
-def scale_residuals(language: Llama) -> None:
-    """Shrink, in place, what 2 layers a block add up to, so that depth does not make it larger.
+def begin_language(language: Llama, generator: torch.Generator) -> None:
+    """Set, in place, the scales of a language model of random weights.
 
-    Source: Radford et al., "Language Models are Unsupervised Multitask Learners" (2019).
+    Words begin as small as published models' do, where PyTorch's own tables would drown codes and pictures;
+    and what 2 layers a block add up to shrinks, so that depth does not make it larger. Source: Radford et
+    al., "Language Models are Unsupervised Multitask Learners" (2019).
     """
+    language.embed.weight.normal_(std=0.02, generator=generator)
     factor = (2 * len(language.layers)) ** -0.5
     for name, weight in language.named_parameters():
         if name.endswith(("attention.o_proj.weight", "mlp.down_proj.weight")):
@@ -212,13 +230,9 @@ def save_vq(vq: VQ, folder: Path) -> None:
     """Write a tokenizer by itself: its weights and its sizes, which `load_vq` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = render_architecture(vq.config)
-    for name, write in (
-        (VQ_WEIGHTS, lambda file: save_file({k: v.cpu() for k, v in vq.state_dict().items()}, file)),
-        (VQ_SIZES, lambda file: file.write_text(json.dumps(sizes, indent=1) + "\n")),
-    ):
-        unfinished = folder / f"{name}.tmp"
-        write(unfinished)
-        unfinished.replace(folder / name)
+    weights = {name: tensor.cpu() for name, tensor in vq.state_dict().items()}
+    write_whole(folder / VQ_WEIGHTS, lambda file: save_file(weights, file))
+    write_whole(folder / VQ_SIZES, (json.dumps(sizes, indent=1) + "\n").encode())
 
 
 def load_vq(path: str | Path, config: VQConfig | None = None) -> VQ:

@@ -16,7 +16,7 @@ from janus.training import checkpoint
 from janus.training.architecture import render_architecture
 from janus.training.ema import EMA
 from janus.training.feed import Pictures, pictures
-from janus.training.flops import machine_rate, reconstruction_flop
+from janus.training.flops import reconstruction_flop
 from janus.training.log import RunLog
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import Ranks
@@ -28,6 +28,8 @@ from janus.training.run import (
     check_pictures,
     find_checkpoint,
     go_on,
+    is_due,
+    open_log,
     own_state,
     set_rate,
     tensors,
@@ -89,7 +91,7 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
     state, settings = run.state, recipe.vq_training()
     flop = 3 * recipe.batch * reconstruction_flop(run.vq.config, run.loader.size)
     codes = recipe.batch * (run.loader.size // run.vq.config.factor) ** 2
-    log = open_log(run, show)
+    log = open_log(recipe, folder, place, state.step, show)
     batches: Any = iter(run.loader)
     with closing(batches), closing(log) if log else nullcontext():
         while state.step < recipe.steps:
@@ -106,13 +108,12 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
             means = place.summed(torch.stack([figures[name].double() for name in names])) / place.size
             if log:
                 log.step({**dict(zip(names, means, strict=True)), "rate": rate}, tokens=codes, flop=flop)
-            every = recipe.log.samples_every
             with log.aside() if log else nullcontext():
-                if every is not None and state.step % every == 0:
+                if is_due(state.step, recipe.log.samples_every):
                     with shown(run):
                         if log:
                             show_reconstructions(run, log)
-                if state.step % recipe.checkpoint.every == 0 or state.step == recipe.steps:
+                if is_due(state.step, recipe.checkpoint.every) or state.step == recipe.steps:
                     keep(run)
     with shown(run):
         if place.first:
@@ -150,13 +151,3 @@ def show_reconstructions(run: VQRun, log: RunLog) -> None:
     pixels = torch.stack([to_signed_pixels(square) for square in squares]).to(run.place.device)
     quantised = run.recipe.vq_training().quantises(run.state.step)
     log.samples([("reconstructions", reconstruction_grid(run.vq, pixels, quantised=quantised))])
-
-
-def open_log(run: VQRun, show: Callable[[str], object] | None) -> RunLog | None:
-    """The log of a run, which the first process has."""
-    if not run.place.first:
-        return None
-    dtype = torch.bfloat16 if run.recipe.precision == "autocast" else torch.float32
-    rate = machine_rate(run.place.device, dtype) * run.place.size
-    settings, steps = run.recipe.log, run.recipe.steps
-    return RunLog(run.folder, settings, steps=steps, done=run.state.step, rate=rate, show=show)

@@ -111,7 +111,7 @@ def test_a_dry_run_tells_and_writes_nothing(
             ["mine.toml", "log.samples_every=1", 'log.pictures=[{picture = "gone.png"}]'],
             "log.pictures: gone.png is not a file",
         ),
-        (["mine.toml", "lora.rank=4"], "lora: low-rank adapters are not trained"),
+        (["mine.toml", "lora.rank=4"], "attention.qkv learns as a whole and by an adapter"),
         (["mine.toml", "--out", "rows.jsonl"], "rows.jsonl is a file: give a folder with --out"),
     ],
 )

@@ -280,8 +280,8 @@ def test_each_rank_takes_the_device_of_its_number(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(ranks.torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(ranks, "resolve_device", torch.device)
     monkeypatch.setenv("LOCAL_RANK", "3")
-    assert ranks._own_device(None) == ranks._own_device("cuda") == torch.device("cuda:3")
-    assert ranks._own_device("cuda:0") == torch.device("cuda:0")  # a process that sees one card only
-    assert ranks._own_device("cpu") == torch.device("cpu")
+    assert ranks.own_device(None) == ranks.own_device("cuda") == torch.device("cuda:3")
+    assert ranks.own_device("cuda:0") == torch.device("cuda:0")  # a process that sees one card only
+    assert ranks.own_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="'mps' cannot join"):
-        ranks._own_device("mps")
+        ranks.own_device("mps")

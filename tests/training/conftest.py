@@ -4,12 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from janus.config import JanusConfig
 from janus.models.janus import Janus
 from janus.processing.processor import Processor
 from janus.training.data.example import Example, conversation_example, drawing_example
@@ -22,6 +24,22 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 def checkpoint(data: Path) -> str:
     """The folder of the small checkpoint."""
     return str(data / "januspro" / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def fewer_layers(model: Janus) -> Callable[[int], JanusConfig]:
+    """From a number of layers of the language model to the small checkpoint's sizes, less of the rest."""
+
+    def config(layers: int) -> JanusConfig:
+        whole = model.config
+        return replace(
+            whole,
+            language=replace(whole.language, layers=layers),
+            vision=replace(whole.vision, layers=1),
+            vq=replace(whole.vq, residual_blocks=1),
+        )
+
+    return config
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from janus.training.parallel import Ranks
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
 from janus.training.run import begin
+from janus.weights.processor_config import read_generation_defaults
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
 ALONE = Ranks(torch.device("cpu"))
@@ -272,6 +273,27 @@ sources = [{ task = "drawing", world = "shapes" }, { task = "understanding", wor
     train(scored, tmp_path / "run", overrides=["steps=1"], device="cpu", show=lambda line: None)
     (scores,) = [record for record in read_log(tmp_path / "run" / "log.jsonl") if "drawing" in record]
     assert scores == {"step": 1, "drawing": 0.0, "answers": 0.0}  # of a model that has learned nothing
+
+
+def test_what_to_draw_with_is_chosen_in_the_end(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = {(3.0, 1.0): 1, (2.0, 0.5): 2}  # of two prompts; the other pairs have none
+
+    def judged(pipe: Any, drawings: list[Any], *rest: Any, **options: float) -> list[bool]:
+        drawn.append((options["guidance"], options["temperature"]))
+        count = right.get(drawn[-1], 0)
+        return [number < count for number in range(len(drawings))]
+
+    drawn: list[tuple[float, float]] = []
+    monkeypatch.setattr("janus.evaluation.defaults.draw", judged)
+    text = "[defaults]\nguidances = [3.0, 2.0]\ntemperatures = [1.0, 0.5]\nprompts = 2\n"
+    several = tmp_path / "defaults.toml"
+    several.write_text(file.read_text().replace("warmup = 2", "") + text)
+    run = train(several, tmp_path / "run", overrides=["steps=1"], device="cpu", show=lambda line: None)
+    assert sorted(drawn) == [(2.0, 0.5), (2.0, 1.0), (3.0, 0.5), (3.0, 1.0)]
+    stated = read_generation_defaults(janus.load(run, device="cpu").processor.files)
+    assert stated == {"guidance": 2.0, "temperature": 0.5}
 
 
 def test_an_evaluator_that_is_not_configured_is_never_built(

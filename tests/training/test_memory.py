@@ -1,7 +1,7 @@
 """What is told before a run: numbers that learn, bytes by kind, and how they are shown."""
 
 import re
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -22,15 +22,8 @@ from janus.weights.load import empty_model
 
 
 @pytest.fixture(scope="module")
-def config(model: Janus) -> JanusConfig:
-    """The small checkpoint's, with fewer layers."""
-    whole = model.config
-    return replace(
-        whole,
-        language=replace(whole.language, layers=1),
-        vision=replace(whole.vision, layers=1),
-        vq=replace(whole.vq, residual_blocks=1),
-    )
+def config(fewer_layers: Callable[[int], JanusConfig]) -> JanusConfig:
+    return fewer_layers(1)
 
 
 def recipe(*tasks: str, **keys: Any) -> Recipe:

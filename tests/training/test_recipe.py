@@ -210,6 +210,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "model.code_embedding",
         "contradicts checkpoint ",
     ),
+    "world-given-twice": (
+        changed(JANUS, model={"architecture": "Janus-Pro-1B", "processor": "x", "world": "shapes"}),
+        "model.world",
+        'contradicts processor = "x"',
+    ),
+    "checkpoint-and-world": (changed(JANUS, model__world="shapes"), "model.world", "contradicts checkpoint "),
     "no-processor": (
         changed(JANUS, model={"architecture": "Janus-Pro-1B"}),
         "model.processor",
@@ -301,6 +307,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "is 0 as picture is, and nothing is",
     ),
     "lora": (changed(JANUS, lora={"targets": []}), "lora.targets", "is empty: name the layers"),
+    "lora-split": (
+        changed(JANUS, lora={}, parallel={"kind": "fsdp"}),
+        "parallel.kind",
+        'is "fsdp", which would split weights that stand still',
+    ),
     "samples": (
         changed(JANUS, log__samples_every=5),
         "log.samples_every",
@@ -320,6 +331,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         changed(JANUS, evaluate={"evaluator": "shapes", "sources": [SOURCE]}),
         "evaluate.sources.0.world",
         'must be "shapes" for evaluator = "shapes"',
+    ),
+    "defaults": (
+        changed(JANUS, defaults={"guidances": [], "temperatures": [1]}),
+        "defaults.guidances",
+        "is empty: give at least one",
+    ),
+    "vq-defaults": (
+        changed(VQ, defaults={"guidances": [1], "temperatures": [1]}),
+        "defaults",
+        'says nothing to task = "vq": take it out',
     ),
     "vq-section": (changed(JANUS, vq={}), "vq", 'is of task = "vq", not "janus": take it out'),
     "vq-lora": (changed(VQ, lora={}), "lora", 'says nothing to task = "vq": take it out'),
@@ -485,13 +506,17 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "evaluate": {"evaluator": "loss", "sources": [draw(sources(draw(st.sampled_from(KINDS))))]},
         "checkpoint": {"every": draw(wholes), "keep": draw(wholes)},
         "compile": draw(st.booleans()),
+        "defaults": {"guidances": [draw(st.floats(0, 9)), 1.0], "temperatures": [draw(shares)]},
         "loss": {"text": draw(shares), "picture": 1},
     }
     chosen = draw(st.sets(st.sampled_from(sorted(optional))))
+    if "lora" in chosen:
+        chosen -= {"parallel"}  # which splits weights that stand still
     start = {"checkpoint": draw(texts)}
     if draw(st.booleans()):
         small = {"preset": "Janus-Pro-7B", "language": {"layers": draw(st.integers(1, 100))}}
-        start = {"processor": draw(texts), "architecture": draw(st.sampled_from(["Janus-Pro-7B", small]))}
+        made = {"world": "shapes"} if draw(st.booleans()) else {"processor": draw(texts)}
+        start = {**made, "architecture": draw(st.sampled_from(["Janus-Pro-7B", small]))}
     return build(
         Recipe,
         {

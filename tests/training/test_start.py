@@ -29,8 +29,10 @@ from janus.training.start import (
     start_janus,
     start_processor,
     start_vq,
+    with_defaults,
 )
 from janus.weights.names import source
+from janus.weights.processor_config import read_generation_defaults
 from janus.weights.save import named_tensors
 
 CPU = torch.device("cpu")
@@ -101,6 +103,24 @@ def test_what_adds_up_over_layers_begins_smaller(begin: Begin, config: JanusConf
     bound = width**-0.5  # of a linear layer's uniform weights
     assert block.attention.qkv.weight.abs().max() > 0.9 * bound
     assert block.attention.o_proj.weight.abs().max() <= bound * (2 * config.language.layers) ** -0.5
+    assert 0.018 < model.language.embed.weight.std() < 0.022
+
+
+def test_a_processor_is_made_of_a_worlds_sentences(config: JanusConfig) -> None:
+    sizes = replace(config, language=replace(config.language, vocabulary=400))
+    made = start_processor(Start(architecture=sizes, world="shapes"))
+    assert made.config.image_size == config.vision.image_size
+    assert made.config.num_image_tokens == config.vision.tokens
+    assert made.tokenizer.largest_id == 399
+    assert made.files == start_processor(Start(architecture=sizes, world="shapes")).files
+
+
+def test_a_processor_states_what_to_draw_with(reads: Processor) -> None:
+    stated = with_defaults(reads, 2.5, 0.25)
+    assert read_generation_defaults(stated.files) == {"guidance": 2.5, "temperature": 0.25}
+    assert {name for name in stated.files if stated.files[name] != reads.files.get(name)} == {
+        "generation_config.json"
+    }
 
 
 def test_a_checkpoint_is_read_in_the_recipes_precision(

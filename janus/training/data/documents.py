@@ -20,6 +20,7 @@ from janus.training.data.mixture import Draw, Mixture
 from janus.training.data.order import hashed
 from janus.training.data.outline import Geometry, Task, outline
 from janus.training.data.packing import together
+from janus.training.data.rows import located
 
 ATTEMPTS = 100  # rows in turn that may be unusable before the data, not a row, must be at fault
 
@@ -99,8 +100,7 @@ class Documents(Dataset[list[Read]]):
         try:
             return decode(kept, builder.processor, builder.geometry), int(kept is not whole)
         except (ValueError, FileNotFoundError) as error:
-            kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-            raise kind(f"{row.where}: {error}") from error
+            raise located(error, row.where) from error
 
 
 @dataclass(frozen=True)

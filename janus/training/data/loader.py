@@ -105,7 +105,7 @@ class Loader:
         chunks: DataLoader[Any] = DataLoader(
             Documents(self.mixture, self.builder),
             batch_size=None,
-            sampler=_Chunks(first),
+            sampler=Places(first, CHUNK),
             num_workers=self.workers,
             collate_fn=join if self.workers else list,
             generator=torch.Generator(),  # torch's default one is the training's: reading must not move it
@@ -114,14 +114,14 @@ class Loader:
             yield from split(chunk) if self.workers else chunk
 
 
-class _Chunks:
-    """Places from the first on, several at a time, without end."""
+class Places:
+    """Places from the first on, `size` at a time, without end."""
 
-    def __init__(self, first: int) -> None:
-        self.first = first
+    def __init__(self, first: int, size: int) -> None:
+        self.first, self.size = first, size
 
     def __iter__(self) -> Iterator[list[int]]:
-        return (list(range(start, start + CHUNK)) for start in count(self.first, CHUNK))
+        return (list(range(start, start + self.size)) for start in count(self.first, self.size))
 
 
 def reshard(states: Sequence[Mapping[str, Any]], ranks: int) -> dict[str, Any]:

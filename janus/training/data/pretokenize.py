@@ -7,7 +7,7 @@ and 00000.jsonl with their prompts. T: codes of a picture.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from hashlib import sha256
 from os import PathLike
@@ -20,13 +20,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from janus.checks import one_line, require_whole
+from janus.files import write_whole
 from janus.inference.progress import Progress, Report
 from janus.models.vq import VQ
 from janus.processing.processor import Processor
 from janus.training.data.example import picture_target
 from janus.training.data.mixture import Source
 from janus.training.data.outline import Geometry
-from janus.training.data.rows import Drawing, Row
+from janus.training.data.rows import Drawing, Row, located
 from janus.training.data.sources import JsonLines
 
 MANIFEST = "manifest.json"
@@ -168,8 +169,7 @@ def _target(drawing: Drawing, processor: Processor, geometry: Geometry) -> Tenso
     try:
         return picture_target(drawing.picture, processor, geometry.size)
     except (ValueError, FileNotFoundError) as error:
-        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
-        raise kind(f"{drawing.where}: {error}") from error
+        raise located(error, drawing.where) from error
 
 
 def _begin(folder: Path, manifest: Mapping[str, Any], rank: int) -> None:
@@ -184,7 +184,7 @@ def _begin(folder: Path, manifest: Mapping[str, Any], rank: int) -> None:
                 )
         return
     text = json.dumps(manifest, indent=1) + "\n"
-    _write_whole(folder / MANIFEST, lambda path: path.write_text(text), rank)
+    write_whole(folder / MANIFEST, text.encode(), f".{rank}")
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -219,15 +219,8 @@ def _write(folder: Path, shard: int, codes: Tensor, prompts: list[dict[str, str]
     """The two files of a shard; the codes come last, for what has them is whole."""
     path = _path(folder, shard)
     lines = "".join(json.dumps(entry) + "\n" for entry in prompts)
-    _write_whole(path.with_suffix(".jsonl"), lambda path: path.write_text(lines), rank)
-    _write_whole(path, lambda path: save_file({"codes": codes}, path), rank)
-
-
-def _write_whole(path: Path, write: Callable[[Path], object], rank: int) -> None:
-    """Write under another name first, the rank's own: a file of this name is never half of one."""
-    unfinished = path.with_name(f"{path.name}.{rank}.tmp")
-    write(unfinished)
-    unfinished.replace(path)
+    write_whole(path.with_suffix(".jsonl"), lines.encode(), f".{rank}")
+    write_whole(path, lambda path: save_file({"codes": codes}, path), f".{rank}")
 
 
 def _shards(manifest: Mapping[str, Any]) -> int:

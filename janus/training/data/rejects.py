@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from janus.checks import require_whole
+from janus.files import write_whole
 from janus.training.data.sources import JsonLines
 
 
@@ -21,9 +22,7 @@ def write_rejects(path: Path, problems: Mapping[int, Sequence[str]], target: Pat
         for line, messages in problems.items()
     ]
     text = "".join(json.dumps(entry) + "\n" for entry in [*others, *entries])
-    unfinished = target.with_name(f"{target.name}.tmp")
-    unfinished.write_text(text, encoding="utf-8")
-    unfinished.replace(target)
+    write_whole(target, text.encode())
 
 
 def read_rejects(path: Path, target: Path) -> list[int]:

@@ -89,6 +89,12 @@ def beside(folder: Path) -> Resolve:
     return resolve
 
 
+def located(error: ValueError | FileNotFoundError, where: str) -> ValueError | FileNotFoundError:
+    """An error about a row's picture that says which row, for whoever reads it without the row at hand."""
+    kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+    return kind(f"{where}: {error}")
+
+
 def picture_from_bytes(data: bytes, name: str) -> Image.Image:
     """A picture file's content, opened but not decoded. Raises ValueError for what is no picture."""
     try:
