@@ -100,6 +100,11 @@ def _eval_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=int, default=0, help="of the lists and the drawings (%(default)s)")
     command.add_argument("--split", choices=("test", "validation"), default="test", help="(%(default)s)")
     command.add_argument(
+        "--color",
+        metavar="NAME",
+        help="of scenes with something of this color only; orange is one that training does not see",
+    )
+    command.add_argument(
         "--batch-size", type=int, help="drawings and answers at once (what memory allows, at most 16)"
     )
     command.add_argument("--json", type=Path, metavar="FILE", help="write the scores there too")
@@ -117,6 +122,7 @@ def _eval(options: argparse.Namespace) -> int:
         samples=options.samples,
         seed=options.seed,
         split=options.split,
+        color=options.color,
         batch_size=options.batch_size,
         json_path=options.json,
         grid_path=options.grid,

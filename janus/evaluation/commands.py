@@ -16,20 +16,24 @@ def shapes(
     samples: int = 1000,
     seed: int = 0,
     split: Split = "test",
+    color: str | None = None,
     batch_size: int | None = None,
     json_path: Path | None = None,
     grid_path: Path | None = None,
 ) -> int:
     """Evaluate the pipeline that `load` gives; -> 0. The grid is of the first sixteen held-out captions.
 
-    Files that cannot be written are told before anything is loaded: ValueError or OSError.
+    With a colour nothing is held out, and there is no grid. Files that cannot be written are told before
+    anything is loaded: ValueError or OSError.
     """
+    if color is not None and grid_path is not None:
+        raise ValueError(f"--grid draws what is held out, and --color {color} leaves that out: give one")
     if json_path is not None:
         require_place(json_path, "--json")
     if grid_path is not None:
         require_place(grid_path, "--grid", ".png")
     pipe = load()
-    scores = evaluate(pipe, samples=samples, seed=seed, split=split, batch_size=batch_size)
+    scores = evaluate(pipe, samples=samples, seed=seed, split=split, color=color, batch_size=batch_size)
     print(scores.table())
     if json_path is not None:
         json_path.write_text(json.dumps(scores.to_json(), indent=2) + "\n", encoding="utf-8")

@@ -41,10 +41,10 @@ def _counted(tallies: Mapping[str, Tally]) -> dict[str, Tally]:
 
 @dataclass(frozen=True)
 class PartScores:
-    """One ability, on combinations that training sees and on those that are held out."""
+    """One ability, on combinations that training sees and on those that are held out, if there are."""
 
     seen: ListScores
-    heldout: ListScores
+    heldout: ListScores = ListScores({}, {})
 
     @property
     def whole(self) -> Tally:
@@ -63,7 +63,7 @@ class PartScores:
 class Scores:
     """Of a model on `shapes`: pictures that survive the VQ tokenizer, drawings and answers that are right.
 
-    `samples` is the length of each of the six lists, which with `seed` and `split` are always the same.
+    `samples` is the length of each list, which with `seed`, `split` and `color` are always the same.
     """
 
     reconstruction: PartScores
@@ -72,6 +72,7 @@ class Scores:
     samples: int
     seed: int
     split: str
+    color: str | None = None
 
     @property
     def parts(self) -> dict[str, PartScores]:
@@ -90,6 +91,7 @@ class Scores:
             "samples": self.samples,
             "seed": self.seed,
             "split": self.split,
+            "color": self.color,
         }
 
     def table(self) -> str:
@@ -103,7 +105,8 @@ class Scores:
                 rows.append((name, category.replace("_", " "), cells[0], cells[1]))
             for reason, tally in part.heldout.by_reason.items():
                 rows.append((name, f"held out: {REASONS[reason]}", "", _cell(tally)))
-        note = f"{self.split} lists of seed {self.seed}, {self.samples:,} tasks each; 95 % intervals (Wilson)"
+        lists = f"{self.split} lists" if self.color is None else f"{self.split} lists with {self.color}"
+        note = f"{lists} of seed {self.seed}, {self.samples:,} tasks each; 95 % intervals (Wilson)"
         return f"{_aligned(rows)}\n\n{note}"
 
 

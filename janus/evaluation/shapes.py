@@ -30,6 +30,7 @@ def evaluate(
     samples: int = 1000,
     seed: int = 0,
     split: Split = "test",
+    color: str | None = None,
     batch_size: int | None = None,
     progress: bool | Report | None = None,
 ) -> Scores:
@@ -37,9 +38,10 @@ def evaluate(
 
     Six lists of `samples` tasks, fixed by `seed` and `split`: pictures to reconstruct, captions to draw
     (those of the same pictures) and questions to answer, of combinations that training sees and of those
-    held out. Drawn with the checkpoint's own guidance and temperature, answered greedily, `batch_size` at
-    once (None: what the pipe chooses). `progress`: None for a bar on a terminal, True, False, or a function
-    (done, total). ValueError for a wrong option, and for a model of pictures below 64 pixels.
+    held out; with a `color`, three lists of what shows it. Drawn with the checkpoint's own guidance and
+    temperature, answered greedily, `batch_size` at once (None: what the pipe chooses). `progress`: None for a
+    bar on a terminal, True, False, or a function (done, total). ValueError for a wrong option, and for a
+    model of pictures below 64 pixels.
     """
     require_whole("samples", samples, least=1)
     require_whole("seed", seed, least=0)
@@ -47,13 +49,19 @@ def evaluate(
         raise ValueError(f"split {split!r} is unknown: use 'validation' or 'test'")
     drawn, seen = picture_sides(pipe)
     reconstructions, drawings, answers = [], [], []
-    with Progress(6 * samples, "task", progress) as bar:
-        for make in (shapes.seen_prompts, shapes.held_out_prompts):
-            prompts = make(samples, seed, split=split, side=drawn)
+    kept = (False,) if color else (False, True)
+    with Progress(len(kept) * 3 * samples, "task", progress) as bar:
+        for held_out in kept:
+            if held_out:
+                prompts = shapes.held_out_prompts(samples, seed, split=split, side=drawn)
+            else:
+                prompts = shapes.seen_prompts(samples, seed, split=split, side=drawn, color=color)
             reconstructions.append(_drawing_scores(prompts, reconstruct(pipe, prompts, bar.advance)))
             drawings.append(_drawing_scores(prompts, draw(pipe, prompts, seed, batch_size, bar.advance)))
-        for held_out in (False, True):
-            questions = shapes.questions(samples, seed, held_out=held_out, split=split, side=seen)
+        for held_out in kept:
+            questions = shapes.questions(
+                samples, seed, held_out=held_out, split=split, side=seen, color=color
+            )
             right = answer(pipe, questions, batch_size, bar.advance)
             answers.append(ListScores.of(_judged(questions, right), shapes.QUESTION_CATEGORIES))
     return Scores(
@@ -63,6 +71,7 @@ def evaluate(
         samples=samples,
         seed=seed,
         split=split,
+        color=color,
     )
 
 

@@ -91,16 +91,17 @@ def open_described(
             f"the world of shapes needs pictures of {LEAST_SIDE} pixels, and the model's have {side}"
         )
     make = _shapes_drawing if source.task == "drawing" else _shapes_conversation
-    return World(partial(make, side=side), f"shapes ({source.task})")
+    described = source.task if source.color is None else f"{source.task}, {source.color}"
+    return World(partial(make, side=side, color=source.color), f"shapes ({described})")
 
 
-def _shapes_drawing(random: np.random.Generator, *, side: int) -> Mapping[str, Any]:
-    drawn = shapes.drawing(random, side=side)
+def _shapes_drawing(random: np.random.Generator, *, side: int, color: str | None) -> Mapping[str, Any]:
+    drawn = shapes.drawing(random, side=side, color=color)
     return {"prompt": drawn.caption, "image": drawn.picture}
 
 
-def _shapes_conversation(random: np.random.Generator, *, side: int) -> Mapping[str, Any]:
-    spoken = shapes.conversation(random, side=side)
+def _shapes_conversation(random: np.random.Generator, *, side: int, color: str | None) -> Mapping[str, Any]:
+    spoken = shapes.conversation(random, side=side, color=color)
     return _conversation(spoken.turns, spoken.picture)
 
 

@@ -10,7 +10,8 @@ from typing import Literal
 
 from janus.config import JanusConfig, VQConfig
 from janus.training.architecture import parse_architecture
-from janus.training.recipe_fields import RecipeError, Section, number, show
+from janus.training.recipe_fields import RecipeError, Section, number, show, unknown
+from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
 
 Kind = Literal["understanding", "text", "drawing"]
 KINDS: tuple[Kind, ...] = ("understanding", "text", "drawing")
@@ -72,8 +73,8 @@ class Source(Section):
 
     One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with *
     is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
-    of `columns`) and `world` (endless synthetic scenes). Among the sources of one task, examples are drawn in
-    proportion to `weight`.
+    of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it). Among the
+    sources of one task, examples are drawn in proportion to `weight`.
     """
 
     task: Kind
@@ -82,6 +83,7 @@ class Source(Section):
     split: str = "train"
     columns: Columns | None = None
     world: Literal["shapes"] | None = None
+    color: str | None = None
     weight: float = number(1.0, above=0)
 
     def check(self) -> None:
@@ -92,6 +94,14 @@ class Source(Section):
             raise RecipeError((given[1],), f"contradicts {given[0]}: a source is one of them")
         if self.dataset is None and self.split != "train":
             raise RecipeError(("split",), f"{show(self.split)} is of a dataset: give one, or leave it out")
+        if self.color is not None:
+            if self.world is None or self.task == "text":
+                text = f"{show(self.color)} is of pictures of a world: give a world, or leave it out"
+                raise RecipeError(("color",), text)
+            if self.color not in COLORS + NEW_COLORS:
+                raise RecipeError(
+                    ("color",), f"{show(self.color)} {unknown(self.color, COLORS + NEW_COLORS)}"
+                )
         if self.dataset is None and self.columns is not None:
             raise RecipeError(("columns",), "are of a dataset: give one, or leave them out")
 

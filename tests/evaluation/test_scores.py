@@ -37,7 +37,8 @@ def test_the_shape_that_programs_read() -> None:
         "by_category": {"full": 4 / 14, "counting": 0.5, "colors": 0.9},
     }
     assert (written["samples"], written["seed"], written["split"]) == (1200, 7, "test")
-    assert set(written) == {"reconstruction", "drawing", "answers", "details", "samples", "seed", "split"}
+    parts = {"reconstruction", "drawing", "answers"}
+    assert set(written) == {*parts, "details", "samples", "seed", "split", "color"}
 
 
 def test_details_hold_counts_and_intervals_of_each_list() -> None:

@@ -80,6 +80,21 @@ def test_the_lists_are_the_test_lists_unless_told(make_pipe: MakePipe) -> None:
         assert captions == [drawing.caption for drawing in wanted]
 
 
+def test_of_a_colour_there_are_three_lists_that_show_it(make_pipe: MakePipe) -> None:
+    pipe = make_pipe()
+    scores = evaluate(pipe, samples=21, seed=SEED, color="orange")
+    captions = [prompt for prompts, _ in pipe.drawn for prompt in prompts]
+    assert captions == [item.caption for item in shapes.seen_prompts(21, SEED, color="orange")]
+    assert all("orange" in caption.lower() for caption in captions)
+    for part in (scores.reconstruction, scores.drawing, scores.answers):
+        assert part.seen.whole.total == 21
+        assert part.heldout.whole.total == 0
+    assert scores.to_json()["color"] == "orange"
+    assert "test lists with orange of seed" in scores.table()
+    with pytest.raises(ValueError, match="color 'pink' is unknown: use one of red, "):
+        evaluate(make_pipe(), samples=1, seed=0, color="pink")
+
+
 def test_work_is_given_in_lists_with_seeds_of_their_own(make_pipe: MakePipe) -> None:
     pipe, told = make_pipe(), []
     evaluate(pipe, samples=SAMPLES, seed=SEED, batch_size=32, progress=lambda *counts: told.append(counts))

@@ -64,6 +64,20 @@ def test_the_world_of_shapes_as_rows() -> None:
     )
 
 
+@pytest.mark.parametrize("task", ["drawing", "understanding"])
+def test_a_world_of_one_colour(task: Any) -> None:
+    source = open_described(Source(task=task, world="shapes", color="orange"), side=64)
+    for seed in range(20):
+        row = source.row(0, seed)
+        if isinstance(row, Drawing):
+            picture = row.picture
+        else:
+            assert isinstance(row, Conversation)
+            picture = row.messages[0]["content"][0]["image"]
+        assert "orange" in [item.color for item in shapes.describe(picture).objects]
+    assert source.name != open_described(Source(task=task, world="shapes"), side=64).name
+
+
 def test_worlds_of_three_tasks_are_three_sources() -> None:
     kinds: Any = ("drawing", "understanding", "text")
     parts = parts_of(Data(sources=tuple(Source(task=kind, world="shapes") for kind in kinds)), side=64)

@@ -322,6 +322,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "log.prompts",
         "is never shown: say how often in sampl",
     ),
+    "color": (
+        changed(JANUS, data__sources=[{"task": "drawing", "world": "shapes", "color": "pink"}]),
+        "data.sources.0.color",
+        '"pink" is unknown: there are red, ',
+    ),
+    "color-of-files": (
+        changed(JANUS, data__sources=[{**SOURCE, "color": "red"}]),
+        "data.sources.0.color",
+        '"red" is of pictures of a world: give a world, or leave it out',
+    ),
     "evaluate": (
         changed(JANUS, evaluate={"evaluator": "loss"}),
         "evaluate.sources",

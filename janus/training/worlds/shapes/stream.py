@@ -17,7 +17,7 @@ from janus.training.worlds.shapes.draws import pick, whole
 from janus.training.worlds.shapes.held_out import Reason
 from janus.training.worlds.shapes.questions import QUESTION_CATEGORIES, Asked, ask, ask_further
 from janus.training.worlds.shapes.raster import SIDE, Picture, render
-from janus.training.worlds.shapes.sampling import CATEGORIES, NAMING, HeldOut, Sample, sample
+from janus.training.worlds.shapes.sampling import CATEGORIES, COLORED, NAMING, HeldOut, Sample, sample
 from janus.training.worlds.shapes.scene import Spec, Thing
 
 Split = Literal["validation", "test"]
@@ -93,11 +93,17 @@ def conversation(rng: Generator, *, color: str | None = None, side: int = SIDE) 
     return Conversation(render(first.scene, side), tuple((each.question, each.answer) for each in asked))
 
 
-def seen_prompts(count: int, seed: int, *, split: Split = "test", side: int = SIDE) -> list[Drawing]:
-    """Drawings of combinations that training sees, the categories in turn; a shorter list begins a longer."""
+def seen_prompts(
+    count: int, seed: int, *, split: Split = "test", side: int = SIDE, color: str | None = None
+) -> list[Drawing]:
+    """Drawings of combinations that training sees, the categories in turn; a shorter list begins a longer.
+
+    With a colour it is in all of them, and the categories are those that name colours.
+    """
+    categories = CATEGORIES if color is None else COLORED
     return [
-        drawing(rng, category=CATEGORIES[number % len(CATEGORIES)], side=side)
-        for number, rng in enumerate(_generators("seen prompts", count, seed, split))
+        drawing(rng, category=categories[number % len(categories)], side=side, color=color)
+        for number, rng in enumerate(_generators(_listed("seen prompts", color), count, seed, split))
     ]
 
 
@@ -116,16 +122,26 @@ def held_out_prompts(count: int, seed: int, *, split: Split = "test", side: int 
 
 
 def questions(
-    count: int, seed: int, *, held_out: bool, split: Split = "test", side: int = SIDE
+    count: int,
+    seed: int,
+    *,
+    held_out: bool,
+    split: Split = "test",
+    side: int = SIDE,
+    color: str | None = None,
 ) -> list[Question]:
     """Questions about scenes that training could see or that are held out, the categories in turn.
 
-    A shorter list begins a longer one.
+    With a colour it is in all scenes. A shorter list begins a longer one.
     """
-    name = "held-out questions" if held_out else "seen questions"
+    name = _listed("held-out questions" if held_out else "seen questions", color)
     return [
         question(
-            rng, held_out=held_out, category=QUESTION_CATEGORIES[number % len(QUESTION_CATEGORIES)], side=side
+            rng,
+            held_out=held_out,
+            category=QUESTION_CATEGORIES[number % len(QUESTION_CATEGORIES)],
+            color=color,
+            side=side,
         )
         for number, rng in enumerate(_generators(name, count, seed, split))
     ]
@@ -153,6 +169,10 @@ def _draw(rng: Generator, drawn: Sample, side: int) -> Drawing:
 def _show(asked: Asked, side: int) -> Question:
     picture = render(asked.scene, side)
     return Question(picture, asked.question, asked.answer, asked.category, asked.about, asked.held_out)
+
+
+def _listed(name: str, color: str | None) -> str:
+    return name if color is None else f"{name} with {color}"
 
 
 def _generators(name: str, count: int, seed: int, split: str) -> Iterator[Generator]:
