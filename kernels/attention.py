@@ -147,17 +147,22 @@ def _padding_zeroed(tensor: Tensor, spans: Tensor | None) -> Tensor:
 
 
 def _document_by_document(
-    query: Tensor, key: Tensor, value: Tensor, spans: Tensor, causal: bool, scale: float | None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    documents: list[list[list[int]]],
+    causal: bool,
+    scale: float | None,
 ) -> Tensor:
-    """Each document by itself, where to look at the spans costs nothing: no dense mask, no padding.
+    """Each document by itself, where to look at where they are costs nothing: no dense mask, no padding.
 
-    The pieces are split off and joined once: slices written in place would each cost their backward pass a
-    tensor of the whole row's size.
+    `documents`: of each row, or of all alike, where they begin and end; some may have no length. The pieces
+    are split off and joined once: slices written in place would each cost their backward pass a tensor of the
+    whole row's size.
     """
     queries, keys = query.shape[2], key.shape[2]
-    documents = [row.t().unique_consecutive(dim=0).tolist() for row in spans]
     if len(documents) == 1:
-        documents *= query.shape[0]
+        documents = documents * query.shape[0]
     groups = []
     for own, alike in itertools.groupby(range(query.shape[0]), documents.__getitem__):
         first, *others = alike
@@ -197,6 +202,11 @@ def attention_reference(
     """As `attention`: PyTorch's own, with a dense mask where anything else than the triangle is masked."""
     queries, keys = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
+    if offsets is not None and _readable(offsets):
+        edges = itertools.pairwise(offsets.unique_consecutive().tolist())
+        documents = [[list(each) for each in edges]]
+        if documents[0]:
+            return _document_by_document(query, key, value, documents, causal, scale)
     spans = _spans(key, lengths, offsets)
     if spans is None and mask is None and (not causal or queries in (1, keys)):
         causal = causal and queries > 1  # PyTorch's triangle begins at key 0; the last query sees all
@@ -215,7 +225,8 @@ def attention_reference(
         return torch.stack(each, dim=2)
     # (Where there is no document at all, what follows keeps the zeros differentiable.)
     if queries and spans is not None and _readable(spans) and bool((spans[:, 0] < spans[:, 1]).any()):
-        return _document_by_document(query, key, value, spans, causal, scale)
+        documents = [row.t().unique_consecutive(dim=0).tolist() for row in spans]
+        return _document_by_document(query, key, value, documents, causal, scale)
     visible = _visible(query, key, spans, causal)
     visible = visible if mask is None else visible & mask
     # PyTorch's fused kernels give NaN to a query without a key, so it sees all, and its output is erased.

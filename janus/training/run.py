@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from janus import cpu
 from janus.evaluation.defaults import choose_defaults, write_defaults
 from janus.evaluation.shapes import picture_sides
 from janus.models.janus import Janus
@@ -32,6 +33,7 @@ from janus.training.parts import at_rest, freeze, trained
 from janus.training.recipe import Recipe
 from janus.training.start import blank, describe, start_janus, start_processor, with_defaults
 from janus.training.weigh import DTYPES, checkpoint_blocks
+from janus.training.widen import widen_linears
 
 CHECKPOINTS, ADAPTERS = "checkpoints", "adapter"
 DEFAULTS_SEED = 1  # of the prompts that defaults are chosen on; those of scores meanwhile have 0
@@ -79,6 +81,8 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
         add_adapters(model, recipe.lora, train=recipe.train, seed=recipe.seed)
     # Before the model is split: sources compare the tokenizer with that of their codes.
     loader = documents(recipe, model, processor, place)
+    if cpu.widens(place.device, model.dtype):
+        widen_linears(model)
     if recipe.activation_checkpointing:
         checkpoint_blocks(model)
     if recipe.compile:

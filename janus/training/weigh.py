@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from janus import cpu
 from janus.config import JanusConfig, VQConfig
 from janus.kernels.codebook import lookup
 from janus.models.janus import Janus
@@ -30,6 +31,7 @@ from janus.training.parts import freeze, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import LoRA, VQLearning
 from janus.training.vq import PatchDiscriminator, VQState, VQTraining, code, total, vq_losses
+from janus.training.widen import widen_linears
 from janus.weights.load import empty_model
 
 DTYPES = {"float32": torch.float32, "autocast": torch.float32, "bfloat16": torch.bfloat16}
@@ -65,6 +67,8 @@ def weigh(
     with FakeTensorMode():
         _fill(model, DTYPES[recipe.precision], device)
         prepare(model, recipe)
+        if cpu.widens(torch.device(device), DTYPES[recipe.precision]):
+            widen_linears(model)
         if recipe.activation_checkpointing if checkpointing is None else checkpointing:
             checkpoint_blocks(model)
         if recipe.accumulate > 1:  # the gradients of the turns before are there already
@@ -152,8 +156,8 @@ def _check_device(device: str) -> None:
 
 
 def precision(recipe: Recipe, device: str) -> AbstractContextManager[Any]:
-    """How the recipe has a forward pass computed."""
-    if recipe.precision == "autocast":
+    """How the recipe has a forward pass computed: in float32, too, by a CPU that does bfloat16 badly."""
+    if recipe.precision == "autocast" and not cpu.widens(torch.device(device), torch.bfloat16):
         return torch.autocast(torch.device(device).type, torch.bfloat16)
     return nullcontext()
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from janus import cpu
 from janus.models.vq import VQ
 from janus.training.vq.discriminator import adversarial_loss, discriminator_loss
 from janus.training.vq.objectives import (
@@ -91,7 +92,7 @@ def pixel_weights(
 
 def code(vq: VQ, pixels: Tensor, step: int, config: VQTraining) -> Coded:
     """Pixels through the encoder, the codebook (where this step quantises) and the decoder."""
-    with torch.autocast(pixels.device.type, torch.bfloat16, enabled=config.bfloat16):
+    with _computing(config, pixels.device):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not config.trains_decoder_only(step)):
             latents = vq.latents(pixels).float()
             if config.quantises(step):
@@ -154,7 +155,7 @@ def _discriminator_step(pictures: Tensor, pixels: Tensor, state: VQState, config
 
 
 def _judge(discriminator: nn.Module, pictures: Tensor, config: VQTraining) -> Tensor:
-    with torch.autocast(pictures.device.type, torch.bfloat16, enabled=config.bfloat16):
+    with _computing(config, pictures.device):
         return discriminator(pictures)
 
 
@@ -167,3 +168,9 @@ def _clip(module: nn.Module, step: int, config: VQTraining) -> Tensor:
             "or look for pixels that are not numbers"
         )
     return norm
+
+
+def _computing(config: VQTraining, device: torch.device) -> torch.autocast:
+    """How the networks run: in float32, too, on a CPU that does bfloat16 badly."""
+    wanted = config.bfloat16 and not cpu.widens(device, torch.bfloat16)
+    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)
