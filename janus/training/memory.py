@@ -15,6 +15,7 @@ from torch import nn
 
 from janus.checks import require_whole
 from janus.config import JanusConfig, VQConfig
+from janus.models.janus import Janus
 from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
 from janus.models.vq import VQ
@@ -174,12 +175,13 @@ def _state(model: nn.Module, recipe: Recipe, ranks: int) -> dict[str, Any]:
     shards = (recipe.parallel.shards or ranks) if split else 1
     everything = sum(weight.numel() for weight in model.parameters())
     learning = sum(weight.numel() for weight in trained(model).values())
+    whole = _whole(model) if split else 0
 
     def share(numbers: int, size: int) -> int:
         return -(-numbers // shards) * size
 
     return {
-        "weights": share(everything, dtype.itemsize),
+        "weights": share(everything - whole, dtype.itemsize) + whole * dtype.itemsize,
         "gradients": share(learning, dtype.itemsize),
         "moments": share(learning, 2 * dtype.itemsize),
         "average": 0 if recipe.ema is None else share(learning, 4),
@@ -195,8 +197,13 @@ def _gathered(model: nn.Module, recipe: Recipe) -> int:
         for module in model.modules()
         if isinstance(module, Block | VisionBlock)
     ]
-    everything = sum(weight.numel() for weight in model.parameters())
+    everything = sum(weight.numel() for weight in model.parameters()) - _whole(model)
     return (everything - sum(blocks) + 2 * max(blocks, default=0)) * size
+
+
+def _whole(model: nn.Module) -> int:
+    """Numbers that every process has, of a model that is split: those of the picture tokenizer."""
+    return sum(weight.numel() for weight in model.vq.parameters()) if isinstance(model, Janus) else 0
 
 
 def format_memory(memory: Memory) -> str:

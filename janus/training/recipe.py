@@ -111,12 +111,25 @@ class Recipe(Section):
             raise RecipeError(("precision",), text)
         if self.optimizer.clip is None:
             raise RecipeError(("optimizer", "clip"), 'is none, and task = "vq" needs one: give a number')
-        for name in ("lora", "loss", "defaults"):
-            if getattr(self, name) not in (None, LossWeights()):
-                raise RecipeError((name,), 'says nothing to task = "vq": take it out')
+        own = {
+            ("accumulate",): self.accumulate > 1,
+            ("activation_checkpointing",): self.activation_checkpointing,
+            ("compile",): self.compile,
+            ("parallel", "kind"): self.parallel.kind == "fsdp",
+            ("lora",): self.lora is not None,
+            ("loss",): self.loss != LossWeights(),
+            ("evaluate",): self.evaluate is not None,
+            ("defaults",): self.defaults is not None,
+        }
+        for key, given in own.items():
+            if given:
+                raise RecipeError(key, 'says nothing to task = "vq": take it out')
         for name in ("vision", "language", "processor", "world"):
             if getattr(self.model, name) is not None:
                 raise RecipeError(("model", name), 'says nothing to task = "vq": take it out')
+        if self.model.vq is not None and self.model.checkpoint is not None:
+            text = f"contradicts checkpoint = {show(self.model.checkpoint)}: the tokenizer is of one of them"
+            raise RecipeError(("model", "vq"), text)
         if self.data.ratio is not None:
             raise RecipeError(
                 ("data", "ratio"), 'says nothing to task = "vq", all of whose data are pictures'

@@ -24,11 +24,11 @@ class Start(Section):
     Either `checkpoint`, the folder or hub id of a whole model; or an `architecture`, the name of a preset or
     a table of sizes (`janus.training.architecture`), whose weights are random but for the parts that are
     given: `vision`, the name of a SigLIP of timm, `language`, a folder or hub id of Llama's safetensors,
-    `vq`, a folder of this library. `processor` is the folder or hub id of the tokenizer's and processor's
-    files, the checkpoint's own if left out; in its place there can be a `world`, from whose sentences a
-    tokenizer of the architecture's vocabulary is made. `code_embedding` is what the table of codes that the
-    language model reads begins as: random, or the tokenizer's codebook at unit length
-    (`janus.training.parts`).
+    `vq`, a folder of this library. (A `vq` may take the place of a checkpoint's, too.) `processor` is the
+    folder or hub id of the tokenizer's and processor's files, the checkpoint's own if left out; in its place
+    there can be a `world`, from whose sentences a tokenizer of the architecture's vocabulary is made.
+    `code_embedding` is what the table of codes that the language model reads begins as: random, or the
+    tokenizer's codebook at unit length (`janus.training.parts`).
     """
 
     checkpoint: str | None = None
@@ -41,7 +41,7 @@ class Start(Section):
     code_embedding: Literal["random", "codebook"] = "random"
 
     def check(self) -> None:
-        given = [name for name in ("world", "vision", "language", "vq") if getattr(self, name) is not None]
+        given = [name for name in ("world", "vision", "language") if getattr(self, name) is not None]
         if self.checkpoint is None and self.architecture is None:
             raise RecipeError(("checkpoint",), "is missing: give a folder or hub id, or an architecture")
         if self.checkpoint is not None:

@@ -97,11 +97,11 @@ def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> J
             fill_part(model, "vision", _timm(start.vision), VISION)
         if start.language is not None:
             fill_part(model, "language", _language(start.language), LANGUAGE)
-        if start.vq is not None:
-            model.vq.load_state_dict(load_vq(start.vq, config.vq).state_dict())
-        if start.code_embedding == "codebook":
-            start_from_codebook(model)
-        model.to(device, dtype)
+    if start.vq is not None:
+        model.vq.load_state_dict(load_vq(start.vq, model.config.vq).state_dict())
+    if start.code_embedding == "codebook":
+        start_from_codebook(model)
+    model.to(device, dtype)
     model.files = processor.files
     return model
 

@@ -53,19 +53,7 @@ class VQRun:
 
 
 def begin(recipe: Recipe, folder: Path, place: Ranks) -> VQRun:
-    """A run at its first step, or where the newest checkpoint in its folder left it.
-
-    Raises ValueError for what training of a tokenizer does not have.
-    """
-    for name, given in (
-        ("accumulate", recipe.accumulate > 1),
-        ("activation_checkpointing", recipe.activation_checkpointing),
-        ("compile", recipe.compile),
-        ("evaluate", recipe.evaluate is not None),
-        ("parallel.kind", recipe.parallel.kind == "fsdp"),
-    ):
-        if given:
-            raise ValueError(f'{name} says nothing to task = "vq": take it out of the recipe')
+    """A run at its first step, or where the newest checkpoint in its folder left it."""
     check_pictures(recipe)
     found = find_checkpoint(recipe, folder, place)
     if found is None:

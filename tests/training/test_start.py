@@ -14,6 +14,7 @@ from torch import Tensor
 
 from janus.config import JanusConfig
 from janus.models.janus import Janus
+from janus.models.vq import VQ
 from janus.processing.processor import Processor
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Data, Optimizer, Ratio, Source, Start
@@ -199,6 +200,11 @@ def test_a_tokenizer_by_itself_and_of_a_whole_model(
     for path in (str(tmp_path), checkpoint):
         assert same(load_vq(path), model.vq)
         assert same(begin(vq=path).vq, model.vq)
+    other = VQ(model.config.vq)
+    save_vq(other, tmp_path / "other")
+    replaced = begin(architecture=None, checkpoint=checkpoint, vq=str(tmp_path / "other"))
+    assert same(replaced.vq, other)
+    assert same(replaced.vision, begin(architecture=None, checkpoint=checkpoint).vision)
     filled = begin(vq=str(tmp_path), code_embedding="codebook")
     expected = torch.nn.functional.normalize(model.vq.codebook, dim=1)
     assert torch.equal(filled.code_embedding.weight, expected)

@@ -15,7 +15,6 @@ from janus.training.checkpoint import newest
 from janus.training.log import read_log
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import dump, read_recipe
-from janus.training.recipe_sections import Evaluation, Parallel, Source
 from janus.training.start import load_vq
 
 RECIPE = """
@@ -121,24 +120,6 @@ def test_a_tokenizer_begins_where_another_ended(
     found = run(replace(recipe, model=start, vq=learning, steps=2), tmp_path)
     first = next(record for record in straight[1] if "loss" in record)
     assert found[0]["reconstruction"] < first["reconstruction"]
-
-
-@pytest.mark.parametrize(
-    ("key", "change"),
-    [
-        ("accumulate", {"accumulate": 2}),
-        ("activation_checkpointing", {"activation_checkpointing": True}),
-        ("compile", {"compile": True}),
-        ("parallel.kind", {"parallel": Parallel(kind="fsdp")}),
-        (
-            "evaluate",
-            {"evaluate": Evaluation(evaluator="loss", sources=(Source(task="drawing", world="shapes"),))},
-        ),
-    ],
-)
-def test_what_it_has_not_is_refused(key: str, change: dict[str, Any], recipe: Recipe, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=f"^{key} says nothing to task"):
-        run(replace(recipe, **change), tmp_path)
 
 
 def test_two_processes_train_as_one_run(
