@@ -68,6 +68,8 @@ def load(
     folder = find(path, revision=revision, token=token)
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
     model = load_model(folder, device=target, dtype=dtype, quantize=quantize, mesh=mesh)
+    if not isinstance(model, Janus):
+        raise ValueError(f"{path} is a JanusFlow, which has no pipeline: load it with janus.JanusFlow")
     return Pipeline(prepare(model, compile=compile), processor)
 
 
@@ -262,7 +264,7 @@ class Pipeline:
 
     def _questions(self, batch: Batch) -> list[Question]:
         """The conversations of a batch, each without the others' padding."""
-        counts = batch.image_mask.sum(dim=1) // self.config.vision.tokens
+        counts = batch.image_mask.sum(dim=1) // self.config.seen_tokens
         return [
             Question(ids[real], pixels, image_mask[real])
             for ids, real, image_mask, pixels in zip(

@@ -95,6 +95,14 @@ class ProcessorConfig:
     extra_processor: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
+    def marks_start(self) -> bool:
+        """Whether a picture's embeddings begin at its start token, as JanusFlow's do.
+
+        Only its files name a token for generation; what they say of a picture's tokens is otherwise alike.
+        """
+        return self.image_generation_tag is not None
+
+    @property
     def background(self) -> tuple[int, int, int]:
         """The 8-bit colour of the margins, from the mean: the original ignores the file's own value."""
         red, green, blue = self.image_mean or (0.5, 0.5, 0.5)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from janus.checks import require_whole
-from janus.config import JanusConfig
+from janus.config import AnyConfig, JanusConfig
 from janus.inference.cache import bytes_per_position
 from janus.models.quantized import check_quantization, make_quantized
 from janus.weights.config_files import read_config
@@ -23,7 +23,7 @@ DTYPES = (torch.float32, torch.bfloat16)
 GIB = 1 << 30
 
 
-def parameters_by_part(config: JanusConfig) -> dict[str, int]:
+def parameters_by_part(config: AnyConfig) -> dict[str, int]:
     """How many numbers each part of the model holds, and all of them as "total"."""
     model = empty_model(config)
     state = model.state_dict()
@@ -34,7 +34,7 @@ def parameters_by_part(config: JanusConfig) -> dict[str, int]:
     return {**counts, "total": sum(counts.values())}
 
 
-def bytes_of_weights(config: JanusConfig, dtype: torch.dtype) -> int:
+def bytes_of_weights(config: AnyConfig, dtype: torch.dtype) -> int:
     """How much the weights take at a dtype; those that are quantised keep their own."""
     model = empty_model(config)
     if config.quantization is not None:
@@ -45,18 +45,17 @@ def bytes_of_weights(config: JanusConfig, dtype: torch.dtype) -> int:
 
 
 def estimate(
-    config: JanusConfig, dtype: torch.dtype, *, pictures: int, prompt: int, answer: int
+    config: AnyConfig, dtype: torch.dtype, *, pictures: int, prompt: int, answer: int
 ) -> dict[str, int]:
     """Bytes of the weights, of the caches of guided pictures drawn at once, and of the cache of one answer.
 
-    The working memory of the layers comes on top.
+    The working memory of the layers comes on top. How large a JanusFlow draws is not in its config.
     """
     each = bytes_per_position(config.language, dtype)
-    return {
-        "weights": bytes_of_weights(config, dtype),
-        "picture_caches": 2 * pictures * (prompt + config.picture_tokens) * each,
-        "answer_cache": (prompt + config.vision.tokens + answer) * each,
-    }
+    sizes = {"weights": bytes_of_weights(config, dtype)}
+    if isinstance(config, JanusConfig):
+        sizes["picture_caches"] = 2 * pictures * (prompt + config.picture_tokens) * each
+    return sizes | {"answer_cache": (prompt + config.seen_tokens + answer) * each}
 
 
 def not_finite(path: str | Path, *, revision: str | None = None) -> dict[str, int]:
