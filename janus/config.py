@@ -297,6 +297,14 @@ class JanusFlowConfig:
         """Positions that a picture takes which is seen: that where seeing begins, and its features."""
         return self.vision.tokens + 1
 
+    @property
+    def picture_size(self) -> int:
+        """Pixels along each side of a drawn picture, unless another size is named.
+
+        No file states it; the released model draws at the size at which it sees.
+        """
+        return self.vision.image_size
+
 
 AnyConfig = JanusConfig | JanusFlowConfig
 

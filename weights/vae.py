@@ -86,7 +86,7 @@ def load_vae(
     if not choose_weights(file.name for file in folder.iterdir()):
         raise FileNotFoundError(f"{folder} holds no weights of an autoencoder, which {WEIGHTS} would be")
     stored = contents(weight_files(folder))
-    vae = _empty(config)
+    vae = empty_vae(config)
     plan = check_vae_names(vae, stored, folder)
     held = stored[plan["quant_conv.weight"]].dtype
     assert held is not None  # else the check would have raised
@@ -95,6 +95,12 @@ def load_vae(
         chosen = torch.float32  # it would be made so again for each picture
     _fill(vae, stored, plan, target, chosen)
     return vae.eval()
+
+
+def own_vae(folder: Path) -> Path | None:
+    """The autoencoder in a checkpoint's own folder, as diffusers nests it; None where there is none."""
+    nested = folder / "vae"
+    return nested if (nested / "config.json").is_file() else None
 
 
 def save_vae(vae: VAE, path: str | Path) -> None:
@@ -231,7 +237,7 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     return stored == wanted or (len(wanted) == 2 and stored == (*wanted, 1, 1))
 
 
-def _empty(config: VAEConfig) -> VAE:
+def empty_vae(config: VAEConfig) -> VAE:
     """On the meta device: shapes, and no memory. ValueError where no tensor can be so large."""
     try:
         with torch.device("meta"):
