@@ -1,8 +1,7 @@
 """What most people need: a checkpoint loaded, and four verbs on it: ask, chat, draw, reconstruct."""
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from janus.models.quantized import check_quantization
 from janus.processing.image import load_picture
 from janus.processing.processor import Batch, Processor
 from janus.processing.tokenizer import TextStream
-from janus.weights.hub import EXAMPLE, find
+from janus.weights.hub import find
 from janus.weights.load import load as load_model
 
 Message = Mapping[str, Any]
@@ -46,7 +45,7 @@ def load(
     tensor_parallel: bool = False,
     compile: bool = False,
 ) -> "Pipeline":
-    """The pipeline of a hub id or a local folder; without either, of `shapes`, which comes with the library.
+    """The pipeline of a hub id or a local folder.
 
     Device: cuda, mps or cpu, the first there is. Dtype: that of the weights where the device computes it
     well, else float32. `quantize`, "int8" or "int4", makes the language model's weights integers while they
@@ -61,8 +60,9 @@ def load(
     `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the remedy.
     """
     if path is None:
-        path = "shapes"
-        _introduce_shapes()
+        raise ValueError(
+            "no checkpoint ships with this version: name a folder or a hub id like 'deepseek-ai/Janus-Pro-1B'"
+        )
     target, mesh = ranks.meet(device) if tensor_parallel else (resolve_device(device), None)
     resolve_dtype(dtype, target)  # a wrong name raises before anything is fetched
     if quantize is not None:
@@ -72,16 +72,6 @@ def load(
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
     model = load_model(folder, device=target, dtype=dtype, quantize=quantize, mesh=mesh)
     return Pipeline(prepare(model, compile=compile), processor, vae=autoencoder, token=token)
-
-
-@cache
-def _introduce_shapes() -> None:
-    """Say once what answers where nobody has chosen a model."""
-    print(
-        "janus: no model named, so this is `shapes`, which comes with the library and knows colored shapes "
-        f"only. A released one: janus.load({EXAMPLE!r}), or janus … -m {EXAMPLE}",
-        file=sys.stderr,
-    )
 
 
 class Pipeline:

@@ -1,4 +1,4 @@
-"""Where a model's files are: a local folder, one that comes with the library, or the cache of a hub id."""
+"""Where a model's files are: a local folder as it is, or a hub id by way of the Hugging Face cache."""
 
 import errno
 import re
@@ -37,7 +37,6 @@ LISTING_TIMEOUT = 10.0  # seconds
 
 EXPECTED = "config.json, tokenizer.json and *.safetensors or pytorch_model*.bin"
 EXAMPLE = "deepseek-ai/Janus-Pro-1B"
-SHIPPED = ("shapes",)  # in folders beside this file
 
 
 def find(
@@ -50,7 +49,6 @@ def find(
 ) -> Path:
     """The folder that holds a model: `source` itself if it is one, else the cached snapshot of that hub id.
 
-    A name of `SHIPPED` is that of a model which comes with the library.
     Only what loading needs is fetched, side files alone if `weights` is False; offline, the cache serves.
     Raises ValueError (malformed id), FileNotFoundError (absent, not cached), PermissionError (refused),
     ConnectionError (no network, broken download) or OSError (full disk).
@@ -116,8 +114,6 @@ def _local_folder(source: str | PathLike[str]) -> Path | None:
         path = Path(source).expanduser()
         if path.is_dir():
             return path
-        if text in SHIPPED:
-            return Path(__file__).parent / text
         is_file = path.exists()
     except (
         OSError,
