@@ -184,7 +184,7 @@ def test_generation_defaults() -> None:
     with pytest.raises(ValueError, match="guidance_scale = "):
         read(b'{"guidance_scale": "x"}')
     for steps in (b"0", b"2.5", b"true", b'"x"'):
-        with pytest.raises(ValueError, match="num_inference_steps = .*: must be a positive whole number"):
+        with pytest.raises(ValueError, match=r"num_inference_steps = .*: must be a positive whole number"):
             read(b'{"num_inference_steps": ' + steps + b"}")
 
 
