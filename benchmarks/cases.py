@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from janus.config import PRESETS, JanusConfig, LanguageConfig
+from janus.config import FLOW_PRESETS, LATENT_PATCH, PRESETS, JanusConfig, JanusFlowConfig, LanguageConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 MODELS: dict[str, JanusConfig] = {"1b": PRESETS["Janus-Pro-1B"], "7b": PRESETS["Janus-Pro-7B"]}
@@ -397,7 +397,30 @@ def _shallow(model: JanusConfig, layers: int) -> JanusConfig:
     return replace(model, language=replace(model.language, layers=layers))
 
 
+@dataclass(frozen=True, kw_only=True)
+class FlowCase(ModelCase):
+    """A JanusFlow with random weights; `side` is that of a picture's latents."""
+
+    model: JanusFlowConfig
+    side: int = 48
+
+    @property
+    def tokens(self) -> int:
+        """Of a picture's latents."""
+        return (self.side // LATENT_PATCH) ** 2
+
+
 DRAW = tuple(_draw())
+FLOW = (
+    FlowCase(
+        name="flow_step_1b_bf16",
+        dtype=torch.bfloat16,
+        task="flow_step",
+        model=FLOW_PRESETS["JanusFlow-1.3B"],
+        cpu=True,
+        headline=f"a step of a flow, 1 picture, {QUESTION} positions, 1.3B",
+    ),
+)
 ANSWER = tuple(_answer())
 LOAD = (_model_case("load", "1b", "bf16", cpu=True, headline="loading, 1B"),)
 TRAIN_STEP = (

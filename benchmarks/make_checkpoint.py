@@ -3,9 +3,9 @@
     python benchmarks/make_checkpoint.py Janus-Pro-1B FOLDER [--layout deepseek|transformers] [--seed 0]
     python benchmarks/make_checkpoint.py Janus-Pro-7B FOLDER --quantize int4
 
-The layout is exactly the released one; the tokenizer is the small stand-in of
-`tests/data/januspro/checkpoint`, with the processor's settings raised to the model's size. A quantised model
-is made a layer at a time, so the one of 7B fits where its float weights would not.
+The layout is exactly the released one; the tokenizer is the small stand-in of `tests/data`, with the
+processor's settings raised to the model's size. A quantised model is made a layer at a time, so the one of 7B
+fits where its float weights would not. A JanusFlow comes without its autoencoder.
 """
 
 import argparse
@@ -15,8 +15,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from janus.config import PRESETS, JanusConfig
+from janus.config import FLOW_PRESETS, PRESETS, AnyConfig
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.quantized import (
     QUANTIZATIONS,
     Quantization,
@@ -27,18 +28,19 @@ from janus.models.quantized import (
 from janus.weights.load import empty_model
 from janus.weights.processor_config import read_side_files
 
-STAND_IN = Path(__file__).resolve().parents[1] / "tests" / "data" / "januspro" / "checkpoint"
+STAND_INS = Path(__file__).resolve().parents[1] / "tests" / "data"
+EVERY_PRESET = {**PRESETS, **FLOW_PRESETS}
 
 
 @torch.no_grad()
 def random_weights(
-    config: JanusConfig,
+    config: AnyConfig,
     seed: int,
     dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
     *,
     quantization: Quantization | None = None,
-) -> Janus:
+) -> Janus | JanusFlow:
     """A model whose activations stay in a sane range: N(0, 1/fan_in), norms near 1.
 
     Quantised layers of one shape have the same rows, in other orders.
@@ -67,14 +69,15 @@ def random_weights(
     return model
 
 
-def random_model(preset: str, seed: int, quantization: Quantization | None = None) -> Janus:
+def random_model(preset: str, seed: int, quantization: Quantization | None = None) -> Janus | JanusFlow:
     """Such a model of a preset's size in bfloat16, ready to be saved."""
-    return with_files(random_weights(PRESETS[preset], seed, quantization=quantization))
+    return with_files(random_weights(EVERY_PRESET[preset], seed, quantization=quantization))
 
 
-def with_files(model: Janus) -> Janus:
+def with_files(model: Janus | JanusFlow) -> Janus | JanusFlow:
     """The model, with the small files that a checkpoint has besides weights."""
-    side_files = read_side_files(STAND_IN)
+    family = "janusflow" if isinstance(model, JanusFlow) else "januspro"
+    side_files = read_side_files(STAND_INS / family / "checkpoint")
     for name, changes in (
         ("preprocessor_config.json", {"image_size": model.config.vision.image_size}),
         ("processor_config.json", {"num_image_tokens": model.config.vision.tokens}),
@@ -88,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("preset", choices=EVERY_PRESET)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layout", choices=("deepseek", "transformers"), default="deepseek")
     parser.add_argument("--quantize", choices=QUANTIZATIONS, help="in the released layout")

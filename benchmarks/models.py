@@ -24,13 +24,20 @@ from janus.config import LanguageConfig
 from janus.inference.cache import bytes_per_position
 from janus.inference.prepare import prepare
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from make_checkpoint import random_weights, with_files
 from measure import Cost
 from timer import Budget, Call
 from variants import Prepare
 
+Model = Janus | JanusFlow
+
 BUDGET = Budget(20.0, 5, 100)  # a call takes some tenths of a second to some seconds
-PEERS = {"transformers": "peers.transformers_janus", "original": "peers.original"}
+PEERS = {
+    "transformers": "peers.transformers_janus",
+    "original": "peers.original",
+    "original-flow": "peers.original_flow",
+}
 STEPPING = ("picture_step", "picture", "text_step")
 
 # What a weight of a linear layer takes where it is kept in fewer bits: a scale for each output channel is
@@ -42,7 +49,7 @@ cache: Path | None = None  # for checkpoints; `run.py --cache` sets it
 _kept: dict[Any, Any] = {}
 
 
-def shared(case: ModelCase, device: torch.device) -> Janus:
+def shared(case: ModelCase, device: torch.device) -> Model:
     """The model of a case, as it came from its class: others are made of it, and it is never changed."""
     key = case.model, case.dtype, str(device)
     if key not in _kept:
@@ -57,7 +64,7 @@ def forget() -> None:
     gc.collect()
 
 
-def once(name: str, model: Janus, make: Callable[[Janus], Any]) -> Any:
+def once(name: str, model: Model, make: Callable[[Model], Any]) -> Any:
     """What `make` makes of a model, kept as long as the model itself if that is the shared one."""
     if not any(model is kept for kept in _kept.values()):
         return make(model)
@@ -66,15 +73,15 @@ def once(name: str, model: Janus, make: Callable[[Janus], Any]) -> Any:
     return _kept[name]
 
 
-def twin(model: Janus) -> Janus:
+def twin(model: Model) -> Model:
     """Other modules around the same weights: what replaces modules in it leaves the model as it is."""
     return copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
 
 
-def ready(name: str, task: str) -> Callable[[Janus], Janus]:
+def ready(name: str, task: str) -> Callable[[Model], Model]:
     """How one of our implementations is made of the shared model: see `setup`."""
 
-    def make(model: Janus) -> Janus:
+    def make(model: Model) -> Model:
         if task == "train_step":
             return model  # what is prepared for inference cannot be trained
         if name in QUANTIZED:
@@ -101,7 +108,7 @@ def setup(case: ModelCase, ours: Prepare, peers: Sequence[str], **options: Any) 
         return lambda model, *rest: ours(make(model), *rest)
 
     def peer(name: str) -> Prepare:
-        def prepare(model: Janus, *rest: Any) -> Call:
+        def prepare(model: Model, *rest: Any) -> Call:
             module = importlib.import_module(PEERS[name])
             theirs = once(name, model, module.build)
             return getattr(module, case.task)(theirs, *rest, **options)

@@ -12,14 +12,16 @@ if TYPE_CHECKING:
     from janus import weights
     from janus.config import JanusConfig
     from janus.models.janus import Janus
+    from janus.models.janusflow import JanusFlow
     from janus.pipeline import Pipeline, load
     from janus.processing.processor import Processor
 
-__all__ = ["Janus", "JanusConfig", "Pipeline", "Processor", "load", "weights"]
+__all__ = ["Janus", "JanusConfig", "JanusFlow", "Pipeline", "Processor", "load", "weights"]
 
 _HOME = {
     "Janus": "janus.models.janus",
     "JanusConfig": "janus.config",
+    "JanusFlow": "janus.models.janusflow",
     "Pipeline": "janus.pipeline",
     "Processor": "janus.processing.processor",
     "load": "janus.pipeline",

@@ -12,6 +12,7 @@ AdapterKind = Literal["identity", "linear", "mlp_gelu"]
 # Far above any model, and low enough that a damaged file cannot fill the memory with modules.
 MOST_LAYERS = 1000
 MOST_LEVELS = 16
+LATENT_PATCH = 2  # sides of a latent to sides of JanusFlow's grid of tokens
 
 
 def _require_positive(owner: object, *names: str) -> None:
@@ -19,6 +20,16 @@ def _require_positive(owner: object, *names: str) -> None:
         value = getattr(owner, name)
         if value <= 0:
             raise ValueError(f"{type(owner).__name__}.{name} must be positive, not {value}")
+
+
+def _require_equal(what: str, left: int, right: int) -> None:
+    if left != right:
+        raise ValueError(f"{what} must be equal: {left} and {right}")
+
+
+def _require_known_quantization(quantization: str | None) -> None:
+    if quantization not in (None, "int8", "int4"):
+        raise ValueError(f"quantization {quantization!r} is unknown: name int8 or int4")
 
 
 def _require_buildable(owner: object, name: str) -> None:
@@ -182,28 +193,30 @@ class JanusConfig:
 
     def __post_init__(self) -> None:
         _require_positive(self, "image_head_width")
-        if self.quantization not in (None, "int8", "int4"):
-            raise ValueError(f"quantization {self.quantization!r} is unknown: name int8 or int4")
-        for what, left, right in (
-            (
-                "the vision tower's width and its adapter's input",
-                self.vision.width,
-                self.vision_adapter.input_width,
-            ),
-            (
-                "the vision adapter's output and the language width",
-                self.vision_adapter.output_width,
-                self.language.width,
-            ),
-            ("the code width and its adapter's input", self.vq.code_width, self.code_adapter.input_width),
-            (
-                "the code adapter's output and the language width",
-                self.code_adapter.output_width,
-                self.language.width,
-            ),
-        ):
-            if left != right:
-                raise ValueError(f"{what} must be equal: {left} and {right}")
+        _require_known_quantization(self.quantization)
+        _require_equal(
+            "the vision tower's width and its adapter's input",
+            self.vision.width,
+            self.vision_adapter.input_width,
+        )
+        _require_equal(
+            "the vision adapter's output and the language width",
+            self.vision_adapter.output_width,
+            self.language.width,
+        )
+        _require_equal(
+            "the code width and its adapter's input", self.vq.code_width, self.code_adapter.input_width
+        )
+        _require_equal(
+            "the code adapter's output and the language width",
+            self.code_adapter.output_width,
+            self.language.width,
+        )
+
+    @property
+    def seen_tokens(self) -> int:
+        """Positions that a picture takes which is seen."""
+        return self.vision.tokens
 
     @property
     def grid(self) -> int:
@@ -220,6 +233,80 @@ class JanusConfig:
         """Pixels along each side of a drawn picture."""
         return self.grid * self.vq.factor
 
+
+@dataclass(frozen=True, kw_only=True)
+class UViTConfig:
+    """JanusFlow's shallow U-ViT, which halves the sides of a latent and doubles them again.
+
+    `width` is that of the encoder, whose first convolution has the kernel and padding; `decoder_width` that
+    of what the decoder takes from the language model, beside the encoder's features; `time_width` that of the
+    time's embedding. The blocks are ConvNeXt's.
+    """
+
+    latent_channels: int
+    width: int
+    decoder_width: int
+    time_width: int
+    kernel_size: int
+    padding: int
+    encoder_blocks: int
+    decoder_blocks: int
+    encoder_norm_eps: float
+    decoder_norm_eps: float
+
+    def __post_init__(self) -> None:
+        _require_positive(self, "latent_channels", "width", "decoder_width", "time_width", "kernel_size")
+        _require_positive(self, "encoder_norm_eps", "decoder_norm_eps")
+        _require_buildable(self, "encoder_blocks")
+        _require_buildable(self, "decoder_blocks")
+        if self.width % 2:
+            raise ValueError(
+                f"uvit: a time has a sine for each cosine, which an odd width {self.width} splits"
+            )
+        if not self.kernel_size - LATENT_PATCH <= 2 * self.padding < self.kernel_size:
+            raise ValueError(
+                f"uvit: kernel_size {self.kernel_size} with padding {self.padding} does not halve a latent's "
+                "sides: velocities would come back at another size"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class JanusFlowConfig:
+    """A whole JanusFlow, but for the autoencoder of its latents; `JanusConfig` says what the last three are.
+
+    Each adapter is one linear layer between the widths that it joins.
+    """
+
+    vision: VisionConfig
+    uvit: UViTConfig
+    language: LanguageConfig
+    dtype: str
+    quantization: str | None = None
+    extra: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        _require_known_quantization(self.quantization)
+        _require_equal(
+            "the width of the time's embedding, which is a token, and the language width",
+            self.uvit.time_width,
+            self.language.width,
+        )
+
+    @property
+    def seen_tokens(self) -> int:
+        """Positions that a picture takes which is seen: that where seeing begins, and its features."""
+        return self.vision.tokens + 1
+
+    @property
+    def picture_size(self) -> int:
+        """Pixels along each side of a drawn picture, unless another size is named.
+
+        No file states it; the released model draws at the size at which it sees.
+        """
+        return self.vision.image_size
+
+
+AnyConfig = JanusConfig | JanusFlowConfig
 
 # Sizes of SigLIP's towers, which no released file states: they come from the name alone. Source:
 # `SigLIP_MODEL_CONFIG` in the original's siglip_vit.py.
@@ -275,9 +362,28 @@ _JANUS_7B = replace(
     language=replace(_JANUS_1B.language, width=4096, mlp_width=11008, layers=30, heads=32, kv_heads=32),
 )
 
+_JANUS_FLOW = JanusFlowConfig(
+    vision=_JANUS_1B.vision,
+    uvit=UViTConfig(
+        latent_channels=4,
+        width=768,
+        decoder_width=768,
+        time_width=2048,
+        kernel_size=2,
+        padding=0,
+        encoder_blocks=2,
+        decoder_blocks=2,
+        encoder_norm_eps=1e-6,
+        decoder_norm_eps=1e-6,
+    ),
+    language=_JANUS_1B.language,
+    dtype="bfloat16",
+)
+
 # Janus-1.3B and Janus-Pro-1B are one architecture: they differ in training, vocabulary and chat roles.
 PRESETS: dict[str, JanusConfig] = {
     "Janus-1.3B": _JANUS_1B,
     "Janus-Pro-1B": _JANUS_1B,
     "Janus-Pro-7B": _JANUS_7B,
 }
+FLOW_PRESETS: dict[str, JanusFlowConfig] = {"JanusFlow-1.3B": _JANUS_FLOW}

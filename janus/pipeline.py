@@ -1,36 +1,35 @@
 """What most people need: a checkpoint loaded, and four verbs on it: ask, chat, draw, reconstruct."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
 
 from janus.checks import require_whole
-from janus.config import JanusConfig
+from janus.config import AnyConfig
 from janus.devices import resolve_device, resolve_dtype
+from janus.drawing.choose import AnyVAE, drawing_of, vae_of
+from janus.drawing.common import Options, Preview, Watch
 from janus.inference import ranks
 from janus.inference.answers import Question, answer
 from janus.inference.board import Picture
-from janus.inference.draw import decode_codes, draw_codes
 from janus.inference.prepare import prepare
-from janus.inference.progress import Progress, Report
+from janus.inference.progress import Report
 from janus.inference.sampling import Sampling
 from janus.inference.text import Memory, TextStep, check_window, generate
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.quantized import check_quantization
-from janus.processing.image import load_picture, square_picture, to_pictures, to_signed_pixels
+from janus.processing.image import load_picture
 from janus.processing.processor import Batch, Processor
 from janus.processing.tokenizer import TextStream
 from janus.weights.hub import find
 from janus.weights.load import load as load_model
-from janus.weights.processor_config import read_generation_defaults
 
 Message = Mapping[str, Any]
-GUIDANCE, TEMPERATURE = 5.0, 1.0  # the original's, where a checkpoint does not name its own
 
 
 def load(
@@ -39,6 +38,7 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     quantize: str | None = None,
+    vae: str | Path | None = None,
     revision: str | None = None,
     token: str | None = None,
     corrected_pictures: bool = False,
@@ -49,12 +49,14 @@ def load(
 
     Device: cuda, mps or cpu, the first there is. Dtype: that of the weights where the device computes it
     well, else float32. `quantize`, "int8" or "int4", makes the language model's weights integers while they
-    are read; a checkpoint that was saved so needs no word. `corrected_pictures` turns pictures upright by
-    their EXIF tag, scales 16 bits to 8 and lays transparency on the background, none of which the original
-    does. `tensor_parallel` splits the language model over the processes that `torchrun` started, each on the
-    CUDA device of its own number or all on the CPU; all must make the same calls, and get the same results.
-    `compile` gives the steps of the language model to torch.compile: the first then takes much longer, and
-    the others less. The model is prepared for inference: to train, take that of
+    are read; a checkpoint that was saved so needs no word. `vae` names the autoencoder that a JanusFlow draws
+    and reconstructs with, by folder or hub id: left out, it is that in the checkpoint's own folder `vae`,
+    else stabilityai/sdxl-vae. It is loaded when it is first needed. `corrected_pictures` turns pictures
+    upright by their EXIF tag, scales 16 bits to 8 and lays transparency on the background, none of which the
+    original does. `tensor_parallel` splits the language model over the processes that `torchrun` started,
+    each on the CUDA device of its own number or all on the CPU; all must make the same calls, and get the
+    same results. `compile` gives the steps of the language model to torch.compile: the first then takes much
+    longer, and the others less. The model is prepared for inference: to train, take that of
     `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the remedy.
     """
     if path is None:
@@ -66,19 +68,31 @@ def load(
     if quantize is not None:
         check_quantization(quantize)
     folder = find(path, revision=revision, token=token)
+    autoencoder = vae_of(folder, vae)
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
     model = load_model(folder, device=target, dtype=dtype, quantize=quantize, mesh=mesh)
-    return Pipeline(prepare(model, compile=compile), processor)
+    return Pipeline(prepare(model, compile=compile), processor, vae=autoencoder, token=token)
 
 
 class Pipeline:
-    """A model and its processor. One call at a time: it keeps the cache of the last chat."""
+    """A model and its processor. One call at a time: it keeps the cache of the last chat.
 
-    def __init__(self, model: Janus, processor: Processor) -> None:
-        tokens, stated = model.config.vision.tokens, processor.config.num_image_tokens
-        if tokens != stated:
+    `vae` is the autoencoder of a JanusFlow, or where to find it, as in `load`.
+    """
+
+    def __init__(
+        self,
+        model: Janus | JanusFlow,
+        processor: Processor,
+        *,
+        vae: AnyVAE | None = None,
+        token: str | None = None,
+    ) -> None:
+        made = model.config.seen_tokens
+        stated = processor.config.num_image_tokens + processor.config.marks_start
+        if made != stated:
             raise ValueError(
-                f"the model makes {tokens} tokens of a picture, and the processor's files say {stated}"
+                f"the model makes {made} tokens of a picture, and the processor's files say {stated}"
             )
         if model.config.vision.image_size != processor.config.image_size:
             raise ValueError(
@@ -92,10 +106,11 @@ class Pipeline:
             )
         self.model = model
         self.processor = processor
+        self.drawing = drawing_of(model, processor, vae, token=token)
         self._memory = Memory()
 
     @property
-    def config(self) -> JanusConfig:
+    def config(self) -> AnyConfig:
         return self.model.config
 
     def ask(
@@ -175,75 +190,68 @@ class Pipeline:
         temperature: float | None = None,
         top_k: int | None = None,
         top_p: float | None = None,
+        steps: int | None = None,
+        method: str | None = None,
         batch_size: int | None = None,
         speculate: int | None = None,
         size: int | tuple[int, int] | None = None,
         prefix: Any = None,
         rows: int | None = None,
         progress: bool | Report | None = None,
-        preview: Callable[[list[Image.Image]], None] | None = None,
+        preview: Preview | None = None,
         preview_every: int = 4,
     ) -> list[Image.Image]:
         """`n` pictures of a prompt, or of each of several, prompts in order.
 
         Picture i of a seed is the same, up to rounding, whatever `n`, `batch_size` and the other prompts are;
-        without a seed torch's default generator gives one. Guidance and temperature left out are the
-        checkpoint's own, else 5 and 1; temperature 0 is greedy. Without a batch size, at most 16 pictures are
-        drawn at once, and their caches take at most half of the free memory. `speculate` = k guesses k codes
-        at once and keeps those that are right: the same picture, up to rounding, in fewer runs of the model,
-        of which each takes longer; None and 0 guess nothing. `prefix` with `rows` = k keeps
-        the first k rows of codes of a picture of the model's own size and draws the rest. `progress`: None
-        for a bar on a terminal, True, False, or a function (done, total). `preview` gets the pictures of the
-        batch so far after every `preview_every` rows of codes; the rest is grey.
+        without a seed torch's default generator gives one. Without a batch size, at most 16 pictures are
+        drawn at once, and their caches take at most half of the free memory. `progress`: None for a bar on a
+        terminal, True, False, or a function (done, total). `preview` gets the pictures of the batch so far
+        after every `preview_every` rows of codes (the rest is grey) or steps of a flow. What is left out is
+        the checkpoint's own, else the original's. An option that the model cannot honour raises ValueError.
+
+        Janus: `guidance` 5 and `temperature` 1, of which 0 is greedy; `top_k` and `top_p` limit the codes to
+        choose from. `speculate` = k guesses k codes at once and keeps those that are right: the same picture,
+        up to rounding, in fewer runs of the model, of which each takes longer; None and 0 guess nothing.
+        `prefix` with `rows` = k keeps the first k rows of codes of a picture of the model's own size and
+        draws the rest.
+
+        JanusFlow: `guidance` 2 and `steps` 30 of "euler", or of "midpoint" or "heun" as `method`, which
+        evaluate the model twice a step; progress counts evaluations. `size` in pixels, or (height, width), is
+        that of its training if left out.
         """
         require_whole("n", n, least=1)
-        require_whole("preview_every", preview_every, least=1)
-        self._check_size(size)
-        defaults = read_generation_defaults(self.processor.files)
-        guidance = defaults.get("guidance", GUIDANCE) if guidance is None else guidance
-        temperature = defaults.get("temperature", TEMPERATURE) if temperature is None else temperature
-        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+        watch = Watch(progress=progress, preview=preview, preview_every=preview_every)
+        options = Options(
+            guidance=guidance,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            steps=steps,
+            method=method,
+            batch_size=batch_size,
+            speculate=speculate,
+            size=size,
+            prefix=prefix,
+            rows=rows,
+        )
         prompts = [prompt] if isinstance(prompt, str) else prompt
         if not isinstance(prompts, list | tuple) or not all(isinstance(each, str) for each in prompts):
             raise ValueError(f"a prompt must be a string, or a list of strings, not {prompt!r}")
-        start = self._start(prefix, rows)
         seed = self._chosen_seed(seed)
         pictures = [
-            Picture(prompt=ids, seed=seed, number=number, start=start)
+            Picture(prompt=ids, seed=seed, number=number)
             for ids in [tuple(self.processor.draw_prompt(each)) for each in prompts]
             for number in range(n)
         ]
-        steps = self.config.picture_tokens - len(start)
-        drawn: list[Image.Image] = []
-        with Progress(len(pictures) * steps, "code", progress) as bar:
-
-            def on_codes(codes: Tensor) -> None:
-                bar.advance(len(codes))
-                complete, beyond = divmod(codes.shape[1], self.config.grid)
-                if preview and not beyond and not complete % preview_every and complete < self.config.grid:
-                    preview(self._unfinished(codes.unflatten(1, (complete, self.config.grid))))
-
-            for codes in draw_codes(
-                self.model,
-                pictures,
-                pad_id=self.processor.tokenizer.pad_id,
-                guidance=guidance,
-                sampling=sampling,
-                batch_size=batch_size,
-                speculate=speculate,
-                on_codes=on_codes,
-            ):
-                drawn += to_pictures(decode_codes(self.model, codes))
-        return drawn
+        return self.drawing.draw(pictures, options, watch)
 
     def reconstruct(self, picture: Any) -> Image.Image:
-        """A picture through the VQ tokenizer and back: its centre square, at the model's own size."""
-        square = square_picture(load_picture(picture), self.config.picture_size)
-        return to_pictures(decode_codes(self.model, self._encode(square)))[0]
+        """A picture through the picture tokenizer or autoencoder and back.
 
-    @torch.no_grad()
-    def _encode(self, square: Image.Image) -> Tensor:
-        return self.model.vq.encode(to_signed_pixels(square)[None].to(self.model.device))
+        Its centre square, at the model's own size.
+        """
+        return self.drawing.reconstruct(load_picture(picture))
 
     def _read(self, messages: Sequence[Any], system: str | None, max_new_tokens: int) -> Batch:
         require_whole("max_new_tokens", max_new_tokens, least=1)
@@ -252,7 +260,7 @@ class Pipeline:
 
     def _questions(self, batch: Batch) -> list[Question]:
         """The conversations of a batch, each without the others' padding."""
-        counts = batch.image_mask.sum(dim=1) // self.config.vision.tokens
+        counts = batch.image_mask.sum(dim=1) // self.config.seen_tokens
         return [
             Question(ids[real], pixels, image_mask[real])
             for ids, real, image_mask, pixels in zip(
@@ -313,43 +321,6 @@ class Pipeline:
         if seed is None:
             return ranks.from_all_ranks(self.model, int(torch.randint(2**62, ())))[0]
         return require_whole("seed", seed)
-
-    def _check_size(self, size: int | tuple[int, int] | None) -> None:
-        own = self.config.picture_size
-        if size is not None and size not in (own, (own, own)):
-            raise ValueError(
-                f"size {size} cannot be drawn: this model draws {own} x {own} pixels only; resize afterwards"
-            )
-
-    def _start(self, prefix: Any, rows: int | None) -> tuple[int, ...]:
-        """The codes of the first `rows` rows of the picture `prefix`; none without either."""
-        if prefix is None and rows is None:
-            return ()
-        if prefix is None or rows is None:
-            raise ValueError("prefix and rows go together: a picture, and how many rows of its codes to keep")
-        grid, size = self.config.grid, self.config.picture_size
-        require_whole("rows", rows)
-        if not 1 <= rows < grid:
-            raise ValueError(
-                f"rows must be from 1 to {grid - 1}, not {rows}: the picture has {grid} rows of codes"
-            )
-        picture = load_picture(prefix)
-        if picture.size != (size, size):
-            raise ValueError(
-                f"the prefix is {picture.width} x {picture.height}, and this model draws {size} x {size} "
-                "pixels only: resize it first"
-            )
-        return tuple(self._encode(picture)[0, :rows].flatten().tolist())
-
-    def _unfinished(self, codes: Tensor) -> list[Image.Image]:
-        """Pictures of which only the first rows of codes are known, the rest grey."""
-        size = self.config.picture_size
-        pictures = []
-        for part in to_pictures(decode_codes(self.model, codes)):
-            whole = Image.new("RGB", (size, size), (127, 127, 127))
-            whole.paste(part, (0, 0))
-            pictures.append(whole)
-        return pictures
 
 
 def _as_list(images: Any) -> list[Any]:

@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 
 # A deadline would be a timing assert: the machine may be busy with anything.
 settings.register_profile("no deadline", deadline=None)
@@ -56,6 +57,24 @@ def facts(data: Path) -> dict[str, Any]:
 def model(data: Path) -> Janus:
     """The small checkpoint in float32, as the original's tensors were computed."""
     return Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def flow_golden(data: Path) -> dict[str, Tensor]:
+    """As `golden`, of the small JanusFlow."""
+    return load_file(data / "janusflow" / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def flow_facts(data: Path) -> dict[str, Any]:
+    """As `facts`, of the small JanusFlow."""
+    return json.loads((data / "janusflow" / "golden.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def flow(data: Path) -> JanusFlow:
+    """The small JanusFlow in float32, as the original's tensors were computed."""
+    return JanusFlow.from_pretrained(data / "janusflow" / "checkpoint", device="cpu", dtype="float32")
 
 
 @pytest.fixture(scope="session")

@@ -265,7 +265,7 @@ def test_load_from_nowhere(tmp_path: Path) -> None:
     [
         lambda pipe: pipe.ask("Why?", steps=3),
         lambda pipe: pipe.chat([{"role": "user", "content": "Why?"}], top_k=3),
-        lambda pipe: pipe.draw("a cat", steps=30),
+        lambda pipe: pipe.draw("a cat", strength=0.5),
         lambda pipe: pipe.draw("a cat", 4),
     ],
     ids=["ask", "chat", "draw", "draw by position"],

@@ -134,6 +134,8 @@ def test_prefix(
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
         ({"temperature": -1}, "temperature must be 0 .* not -1"),
         ({"top_p": 2}, "top_p must be above 0 and at most 1, not 2"),
+        ({"steps": 30}, "steps=30 is for a JanusFlow, and this model draws one code after another: leave it"),
+        ({"method": "heun"}, "method='heun' is for a JanusFlow"),
     ],
 )
 def test_errors(

@@ -1,8 +1,12 @@
-"""The released dialect of `config.json`, `model_type: multi_modality`: parts of a class and parameters."""
+"""The released dialect of `config.json`, `model_type: multi_modality`: parts of a class and parameters.
 
+Here that of Janus and Janus-Pro, and what JanusFlow's (`config_janusflow`) has in common with it.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
-from janus.config import SIGLIP_PRESETS, AdapterConfig, JanusConfig, VisionConfig, VQConfig
+from janus.config import SIGLIP_PRESETS, AdapterConfig, JanusConfig, LanguageConfig, VisionConfig, VQConfig
 from janus.weights.config_language import (
     format_language,
     format_quantization,
@@ -30,24 +34,48 @@ CLASSES = {
 }
 
 
-def parse(top: JsonObject) -> JanusConfig:
-    """The architecture that the top object states; ValueError for what cannot be honoured."""
-    sections = {part: top.section(f"{part}_config") for part in CLASSES}
-    for part, cls in CLASSES.items():
+def parse_parts(top: JsonObject, classes: Mapping[str, str]) -> dict[str, JsonObject]:
+    """The parameters of each part, which must be of its class."""
+    sections = {part: top.section(f"{part}_config") for part in classes}
+    for part, cls in classes.items():
         if not sections[part].values:
             raise ValueError(f"{part}_config is missing")
         sections[part].require("cls", cls)
-    params = {part: section.section("params") for part, section in sections.items()}
-    language_section = top.section("language_config")
-    if not language_section.values:
-        raise ValueError("language_config is missing")
-    language = parse_language(language_section, tied=language_section.flag("tie_word_embeddings", False))
+    return {part: section.section("params") for part, section in sections.items()}
 
-    vision = params["vision"]
-    vision.require("model_name", *SIGLIP_PRESETS)
-    vision.require("pixel_mean", None)
-    vision.require("pixel_std", None)
-    preset = SIGLIP_PRESETS[vision.values["model_name"]]
+
+def parse_llama(top: JsonObject) -> tuple[LanguageConfig, str]:
+    """The language model, and the dtype that its section or the top object states."""
+    section = top.section("language_config")
+    if not section.values:
+        raise ValueError("language_config is missing")
+    tied = section.flag("tie_word_embeddings", False)
+    return parse_language(section, tied=tied), parse_dtype(top, section)
+
+
+def parse_vision(params: JsonObject) -> VisionConfig:
+    params.require("model_name", *SIGLIP_PRESETS)
+    params.require("pixel_mean", None)
+    params.require("pixel_std", None)
+    preset = SIGLIP_PRESETS[params.values["model_name"]]
+    # An absent image_size or select_layer means what it means to the original's CLIPVisionTower: 336 and -2.
+    return VisionConfig(
+        image_size=params.whole("image_size", 336),
+        patch_size=params.whole("patch_size", preset["patch_size"]),
+        width=params.whole("width", preset["width"]),
+        layers=params.whole("layers", preset["layers"]),
+        heads=params.whole("heads", preset["heads"]),
+        mlp_ratio=params.number("mlp_ratio", preset["mlp_ratio"]),
+        select_layer=params.whole("select_layer", -2),
+        norm_eps=1e-6,
+    )
+
+
+def parse(top: JsonObject) -> JanusConfig:
+    """The architecture that the top object states; ValueError for what cannot be honoured."""
+    params = parse_parts(top, CLASSES)
+    language, dtype = parse_llama(top)
+    vision = parse_vision(params["vision"])
     codes = params["gen_vision"].whole("image_token_size", 16384)
     head = params["gen_head"]
     if head.whole("image_token_size", codes) != codes:
@@ -64,21 +92,10 @@ def parse(top: JsonObject) -> JanusConfig:
             output_width=section.whole("n_embed", language.width),
         )
 
-    width = vision.whole("width", preset["width"])
     code_width = params["gen_vision"].whole("n_embed", 8)
-    # An absent image_size or select_layer means what it means to the original's CLIPVisionTower: 336 and -2.
     return JanusConfig(
-        vision=VisionConfig(
-            image_size=vision.whole("image_size", 336),
-            patch_size=vision.whole("patch_size", preset["patch_size"]),
-            width=width,
-            layers=vision.whole("layers", preset["layers"]),
-            heads=vision.whole("heads", preset["heads"]),
-            mlp_ratio=vision.number("mlp_ratio", preset["mlp_ratio"]),
-            select_layer=vision.whole("select_layer", -2),
-            norm_eps=1e-6,
-        ),
-        vision_adapter=adapter("aligner", width),
+        vision=vision,
+        vision_adapter=adapter("aligner", vision.width),
         vq=VQConfig(
             codes=codes,
             code_width=code_width,
@@ -95,7 +112,7 @@ def parse(top: JsonObject) -> JanusConfig:
         code_adapter=adapter("gen_aligner", code_width),
         image_head_width=head.whole("image_token_embed", language.width),
         language=language,
-        dtype=parse_dtype(top, language_section),
+        dtype=dtype,
         quantization=parse_quantization(top),
         extra={"deepseek": top.values},
     )
@@ -111,19 +128,34 @@ def _adapter(part: str, adapter_config: AdapterConfig) -> dict[str, Any]:
     return {"cls": "MlpProjector", "model_type": part, "params": params}
 
 
-def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
-    """The keys of this dialect that state the architecture."""
-    vision, vq = config.vision, config.vq
+def _params(source: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    """The parameters of a part in the file that the config was read from, if any."""
+    return (source.get(f"{part}_config") or {}).get("params") or {}
+
+
+def _unless_implied(
+    written: dict[str, Any], implied: Mapping[str, Any], before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The released files do not state these sizes: only what their absence does not say is written."""
+    return {key: value for key, value in written.items() if value != implied[key] or key in before}
+
+
+def format_top(quantization: str | None, dtype: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    """What stands beside the parts; `source` is the file that the config was read from."""
+    return {
+        "model_type": "multi_modality",
+        "architectures": ["MultiModalityCausalLM"],
+        "torch_dtype": dtype,
+        **({"dtype": dtype} if "dtype" in source else {}),
+        **format_quantization(quantization),
+    }
+
+
+def format_vision(vision: VisionConfig, part: str, source: Mapping[str, Any]) -> dict[str, Any]:
     if vision.norm_eps != 1e-6:
         raise ValueError(
             f"the released layout fixes SigLIP's norm epsilon at 1e-6, and this model has {vision.norm_eps}"
         )
-
-    head = {
-        "image_token_embed": config.image_head_width,
-        "image_token_size": vq.codes,
-        "n_embed": config.language.width,
-    }
     sizes = {
         "patch_size": vision.patch_size,
         "width": vision.width,
@@ -131,11 +163,38 @@ def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
         "heads": vision.heads,
         "mlp_ratio": vision.mlp_ratio,
     }
-    source = config.extra.get("deepseek", {})
-    before = {
-        part: (source.get(part) or {}).get("params") or {} for part in ("vision_config", "gen_vision_config")
+    before = _params(source, part)
+    name = before.get("model_name", "siglip_large_patch16_384")
+    params = {
+        "image_size": vision.image_size,
+        "model_name": name,
+        "select_feature": "same",
+        "select_layer": vision.select_layer,
+        **_unless_implied(sizes, SIGLIP_PRESETS[name], before),
     }
-    name = before["vision_config"].get("model_name", "siglip_large_patch16_384")
+    return {"cls": "CLIPVisionTower", "model_type": part, "params": params}
+
+
+def format_llama(language: LanguageConfig, dtype: str, source: Mapping[str, Any]) -> dict[str, Any]:
+    # Transformers 5 may have written these a second time, under names that take precedence.
+    again = {"dtype": dtype, "rope_parameters": {"rope_theta": language.rope_theta}}
+    before = source.get("language_config") or {}
+    return {
+        **format_language(language),
+        "torch_dtype": dtype,
+        **{key: value for key, value in again.items() if key in before},
+    }
+
+
+def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
+    """The keys of this dialect that state the architecture."""
+    vq = config.vq
+    head = {
+        "image_token_embed": config.image_head_width,
+        "image_token_size": vq.codes,
+        "n_embed": config.language.width,
+    }
+    source = config.extra.get("deepseek", {})
     vq_sizes = {
         "ch": vq.channels,
         "encoder_ch_mult": list(vq.encoder_multipliers),
@@ -144,33 +203,9 @@ def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
         "z_channels": vq.latent_channels,
     }
 
-    def unless_implied(written: dict[str, Any], implied: dict[str, Any], part: str) -> dict[str, Any]:
-        """The released files do not state these sizes: only what their absence does not say is written."""
-        return {key: value for key, value in written.items() if value != implied[key] or key in before[part]}
-
-    # Transformers 5 may have written these a second time, under names that take precedence.
-    again = {"dtype": dtype, "rope_parameters": {"rope_theta": config.language.rope_theta}}
-    language_again = {
-        key: value for key, value in again.items() if key in (source.get("language_config") or {})
-    }
-
     return {
-        "model_type": "multi_modality",
-        "architectures": ["MultiModalityCausalLM"],
-        "torch_dtype": dtype,
-        **({"dtype": dtype} if "dtype" in source else {}),
-        **format_quantization(config.quantization),
-        "vision_config": {
-            "cls": "CLIPVisionTower",
-            "model_type": "vision",
-            "params": {
-                "image_size": vision.image_size,
-                "model_name": name,
-                "select_feature": "same",
-                "select_layer": vision.select_layer,
-                **unless_implied(sizes, SIGLIP_PRESETS[name], "vision_config"),
-            },
-        },
+        **format_top(config.quantization, dtype, source),
+        "vision_config": format_vision(config.vision, "vision", source),
         "aligner_config": _adapter("aligner", config.vision_adapter),
         "gen_vision_config": {
             "cls": "VQ-16",
@@ -178,10 +213,10 @@ def render(config: JanusConfig, dtype: str) -> dict[str, Any]:
             "params": {
                 "image_token_size": vq.codes,
                 "n_embed": vq.code_width,
-                **unless_implied(vq_sizes, RELEASED_VQ, "gen_vision_config"),
+                **_unless_implied(vq_sizes, RELEASED_VQ, _params(source, "gen_vision")),
             },
         },
         "gen_aligner_config": _adapter("gen_aligner", config.code_adapter),
         "gen_head_config": {"cls": "vision_head", "model_type": "gen_head", "params": head},
-        "language_config": {**format_language(config.language), "torch_dtype": dtype, **language_again},
+        "language_config": format_llama(config.language, dtype, source),
     }

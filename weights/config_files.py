@@ -9,15 +9,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from janus.config import JanusConfig
-from janus.weights import config_deepseek, config_transformers
+from janus.config import AnyConfig, JanusConfig, JanusFlowConfig
+from janus.weights import config_deepseek, config_janusflow, config_transformers
 from janus.weights.json_object import JsonObject, parse_object
-from janus.weights.names import Layout
+from janus.weights.names import Layout, naming_of
 
 MODEL_TYPES: dict[str, Layout] = {"multi_modality": "deepseek", "janus": "transformers"}
 
 
-def read_config(folder: Path) -> tuple[JanusConfig, Layout]:
+def read_config(folder: Path) -> tuple[AnyConfig, Layout]:
     """The architecture that a checkpoint folder states, and the layout that it is written in.
 
     Raises FileNotFoundError without a `config.json`, ValueError for one that is broken, of another model, or
@@ -37,7 +37,7 @@ def read_config(folder: Path) -> tuple[JanusConfig, Layout]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def parse_config(values: Mapping[str, Any]) -> tuple[JanusConfig, Layout]:
+def parse_config(values: Mapping[str, Any]) -> tuple[AnyConfig, Layout]:
     """As `read_config`, of the JSON object itself."""
     top = JsonObject(values)
     layout = MODEL_TYPES.get(top.text("model_type") or "")
@@ -47,22 +47,31 @@ def parse_config(values: Mapping[str, Any]) -> tuple[JanusConfig, Layout]:
         if top.stated("quantization_config"):
             raise top.fail("quantization_config", "weights quantised by transformers are not read")
         return config_transformers.parse(top), layout
-    if "vision_gen_enc_config" in values:
-        raise ValueError(
-            "this is a JanusFlow checkpoint, which this version does not load: only Janus and Janus-Pro"
-        )
+    if "vision_gen_enc_config" in values:  # the one model type is that of both
+        return config_janusflow.parse(top), layout
     return config_deepseek.parse(top), layout
 
 
+def read_janus_config(folder: Path) -> JanusConfig:
+    """As `read_config`, for what needs codes of pictures: ValueError for a JanusFlow."""
+    config, _ = read_config(folder)
+    if isinstance(config, JanusFlowConfig):
+        raise ValueError(f"{folder} holds a JanusFlow: name a Janus or Janus-Pro, which draws by codes")
+    return config
+
+
 def format_config(
-    config: JanusConfig, layout: Layout, *, dtype: str, image_token_id: int | None = None
+    config: AnyConfig, layout: Layout, *, dtype: str, image_token_id: int | None = None
 ) -> dict[str, Any]:
     """The JSON object that states this architecture. `dtype` is that of the weights beside it.
 
     Transformers' dialect also names the id of the image token. Where its model class cannot be this
     architecture a warning says so: what is written then is for this library's own reader.
     """
-    if layout == "deepseek":
+    if isinstance(config, JanusFlowConfig):
+        naming_of(config, layout)  # raises where the layout has no JanusFlow
+        new = config_janusflow.render(config, dtype)
+    elif layout == "deepseek":
         new = config_deepseek.render(config, dtype)
     else:
         new = config_transformers.render(config, dtype, image_token_id)

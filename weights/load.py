@@ -7,14 +7,15 @@ as soon as it has been read. `load` returns the model in evaluation mode.
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
 
 import torch
 from torch import Tensor, nn
 
-from janus.config import JanusConfig
+from janus.config import AnyConfig, JanusConfig, JanusFlowConfig
 from janus.devices import resolve_device, resolve_dtype
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.llama import JoinedLinear
 from janus.models.quantized import (
     Quantization,
@@ -23,9 +24,10 @@ from janus.models.quantized import (
     make_quantized,
     quantize_weight,
 )
+from janus.models.seeing import SeeingModel
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
-from janus.weights.names import Layout, Source, is_dropped, source, sources
+from janus.weights.names import Layout, Naming, Source, is_dropped, naming_of, source, sources
 from janus.weights.processor_config import read_side_files
 from janus.weights.read import FLOATS, Stored, contents, read, weight_files, windows
 
@@ -43,7 +45,7 @@ class Checkpoint:
     """A checkpoint that was found and checked; no weight has been read, and `model` has no memory yet."""
 
     folder: Path
-    model: Janus
+    model: Janus | JanusFlow
     stored: dict[str, Stored]
     plan: dict[str, Source]
 
@@ -64,7 +66,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     mesh: "DeviceMesh | None" = None,
-) -> Janus:
+) -> Janus | JanusFlow:
     """The model of a local folder or hub id, of the class and in the layout that its `config.json` names.
 
     Without a device: cuda, mps or cpu, the first there is. Without a dtype: that of the weights where the
@@ -86,6 +88,8 @@ def load(
             raise ValueError(
                 "a quantised model is not split over processes: leave tensor_parallel or quantize"
             )
+        if not isinstance(model, Janus):
+            raise ValueError("a JanusFlow is not split over processes: leave tensor_parallel")
         from janus.inference.tensor_parallel import tensor_parallel  # half a second that others need not wait
 
         tensor_parallel(model, mesh)
@@ -106,8 +110,9 @@ def inspect(path: str | Path, *, revision: str | None = None, token: str | None 
     model = empty_model(config)
     if config.quantization is not None:
         make_quantized(model, check_quantization(config.quantization))
-    plan = sources(parameter_names(model), layout)
-    check_names(stored, plan, layout, model, folder)
+    naming = naming_of(config, layout)
+    plan = sources(parameter_names(model), naming)
+    check_names(stored, plan, naming, model, folder)
     return Checkpoint(folder, model, stored, plan)
 
 
@@ -122,7 +127,7 @@ def _make_quantized(checkpoint: Checkpoint, quantization: Quantization) -> None:
         )
 
 
-def settle_tie(config: JanusConfig, layout: Layout, names: Container[str]) -> JanusConfig:
+def settle_tie(config: AnyConfig, layout: Layout, names: Container[str]) -> AnyConfig:
     """The config with its head tied to the word table or not, as the names in the files have it.
 
     Transformers' config ties them by default, and its loader unties them where a file holds both.
@@ -132,26 +137,30 @@ def settle_tie(config: JanusConfig, layout: Layout, names: Container[str]) -> Ja
     return config
 
 
-def empty_model(config: JanusConfig) -> Janus:
+@overload
+def empty_model(config: JanusConfig) -> Janus: ...
+@overload
+def empty_model(config: JanusFlowConfig) -> JanusFlow: ...
+def empty_model(config: AnyConfig) -> Janus | JanusFlow:
     """The model of a config on the meta device: shapes, and no memory.
 
     ValueError where no tensor can be so large.
     """
     try:
         with torch.device("meta"):
-            return Janus(config)
+            return JanusFlow(config) if isinstance(config, JanusFlowConfig) else Janus(config)
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).split("\n")[0]
         raise ValueError(f"the config asks for tensors of a size that torch cannot hold: {reason}") from error
 
 
-def parameter_names(model: Janus) -> list[str]:
+def parameter_names(model: SeeingModel) -> list[str]:
     """The names of the model's own tensors; a head that is the embedding table itself is none."""
     tied = {"language.head.weight"} if model.config.language.tied_head else set()
     return [name for name in model.state_dict() if name not in tied]
 
 
-def part_sizes(model: Janus, name: str, length: int, parts: int) -> tuple[int, ...]:
+def part_sizes(model: nn.Module, name: str, length: int, parts: int) -> tuple[int, ...]:
     """How long the parts are that a layout keeps of a tensor: all alike, unless its module says otherwise."""
     module = model.get_submodule(name.rpartition(".")[0])
     sizes = module.sizes if isinstance(module, JoinedLinear | QuantizedLinear) else None
@@ -159,7 +168,11 @@ def part_sizes(model: Janus, name: str, length: int, parts: int) -> tuple[int, .
 
 
 def check_names(
-    stored: Mapping[str, Stored], plan: Mapping[str, Source], layout: Layout, model: Janus, folder: Path
+    stored: Mapping[str, Stored],
+    plan: Mapping[str, Source],
+    naming: Naming,
+    model: SeeingModel,
+    folder: Path,
 ) -> None:
     """Raise ValueError, naming up to ten of each kind, unless the files hold just what the model needs."""
     state = model.state_dict()
@@ -172,13 +185,13 @@ def check_names(
         expected.update((part, (size, *shape[1:])) for part, size in zip(place.names, sizes, strict=True))
         kinds.update(dict.fromkeys(place.names, exact.get(name)))
     missing = [name for name in expected if name not in stored]
-    tied = source("language.head.weight", layout).names if model.config.language.tied_head else ()
+    tied = source("language.head.weight", naming).names if model.config.language.tied_head else ()
     unexpected = [
         name
         for name in stored
         if name not in expected
         and name not in tied
-        and not is_dropped(name, layout, model.config.vision.depth)
+        and not is_dropped(name, naming, model.config.vision.depth)
     ]
     problems = []
     for what, names in (("missing", missing), ("unexpected", unexpected)):

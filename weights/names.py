@@ -3,7 +3,8 @@
 In a pattern `{}` stands for a number and a trailing `*` for all that follows; the first row that fits wins.
 The way back is derived, never written: a model knows its own names, so `sources` tells every name that its
 checkpoint must hold. "deepseek" is the released layout, "transformers" that of its
-`JanusForConditionalGeneration`.
+`JanusForConditionalGeneration`; "deepseek_flow" are the released layout's names in a JanusFlow, which
+transformers does not have.
 """
 
 import re
@@ -11,8 +12,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from janus.config import AnyConfig, JanusFlowConfig
+
 Layout = Literal["deepseek", "transformers"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
+Naming = Literal["deepseek", "transformers", "deepseek_flow"]
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,13 @@ def _language_layers(stem: str) -> tuple[Row, ...]:
     )
 
 
+_DEEPSEEK_LANGUAGE = (
+    Row("language.embed.*", "language_model.model.embed_tokens.*"),
+    *_language_layers("language_model.model.layers.{}."),
+    Row("language.norm.*", "language_model.model.norm.*"),
+    Row("language.head.*", "language_model.lm_head.*"),
+)
+
 DEEPSEEK = (
     Row("vision.patch_embed.*", "vision_model.vision_tower.patch_embed.proj.*"),
     Row("vision.*", "vision_model.vision_tower.*"),
@@ -72,10 +83,36 @@ DEEPSEEK = (
     Row("code_adapter.*", "gen_aligner.layers.*"),
     Row("image_head.up.*", "gen_head.output_mlp_projector.*"),
     Row("image_head.out.*", "gen_head.vision_head.*"),
-    Row("language.embed.*", "language_model.model.embed_tokens.*"),
-    *_language_layers("language_model.model.layers.{}."),
-    Row("language.norm.*", "language_model.model.norm.*"),
-    Row("language.head.*", "language_model.lm_head.*"),
+    *_DEEPSEEK_LANGUAGE,
+)
+
+_CONVNEXT_BLOCK = (
+    ("expand.*", "channelwise_linear_1.*"),
+    ("response_norm.*", "channelwise_norm.*"),
+    ("contract.*", "channelwise_linear_2.*"),
+    ("modulation.*", "cond_embeds_mapper.*"),
+    ("*", "*"),
+)
+
+DEEPSEEK_FLOW = (
+    Row("vision.patch_embed.*", "vision_und_enc_model.vision_tower.patch_embed.proj.*"),
+    Row("vision.*", "vision_und_enc_model.vision_tower.*"),
+    Row("vision_adapter.*", "vision_und_enc_aligner.*"),
+    Row("begin_embedding", "beg_of_und_embed"),
+    *(
+        Row(f"{coder}.blocks.{{}}.{ours}", f"vision_gen_{theirs}_model.mid_block.res_blocks.{{}}.{leaf}")
+        for coder, theirs in (("encoder", "enc"), ("decoder", "dec"))
+        for ours, leaf in _CONVNEXT_BLOCK
+    ),
+    Row("encoder.time.*", "vision_gen_enc_model.time_embed.*"),
+    Row("encoder.*", "vision_gen_enc_model.*"),
+    Row("decoder.out_norm.*", "vision_gen_dec_model.out_convs.0.norm.*"),
+    Row("decoder.out_conv.*", "vision_gen_dec_model.out_convs.0.unpatch_conv.*"),
+    Row("decoder.*", "vision_gen_dec_model.*"),
+    Row("latent_adapter.*", "vision_gen_enc_aligner.*"),
+    Row("velocity_norm.*", "vision_gen_dec_aligner_norm.*"),
+    Row("velocity_adapter.*", "vision_gen_dec_aligner.*"),
+    *_DEEPSEEK_LANGUAGE,
 )
 
 
@@ -127,11 +164,15 @@ TRANSFORMERS = (
     Row("language.head.*", "lm_head.*"),
 )
 
-TABLES: dict[Layout, tuple[Row, ...]] = {"deepseek": DEEPSEEK, "transformers": TRANSFORMERS}
+TABLES: dict[Naming, tuple[Row, ...]] = {
+    "deepseek": DEEPSEEK,
+    "transformers": TRANSFORMERS,
+    "deepseek_flow": DEEPSEEK_FLOW,
+}
 
 # What checkpoints hold and no model of the family computes with: SigLIP's pooling head, the VQ tokenizer's
 # training statistics, and buffers of position numbers that some versions of transformers saved.
-DROPPED: dict[Layout, tuple[str, ...]] = {
+DROPPED: dict[Naming, tuple[str, ...]] = {
     "deepseek": (
         "vision_model.vision_tower.attn_pool.*",
         "gen_vision_model.quantize.codebook_used",
@@ -141,12 +182,17 @@ DROPPED: dict[Layout, tuple[str, ...]] = {
         "model.vision_model.embeddings.position_ids",
         "model.language_model.layers.{}.self_attn.rotary_emb.inv_freq",
     ),
+    "deepseek_flow": (
+        "vision_und_enc_model.vision_tower.attn_pool.*",
+        "language_model.model.layers.{}.self_attn.rotary_emb.inv_freq",
+    ),
 }
 
 # The vision tower's blocks, which a checkpoint may hold beyond those that `select_layer` builds.
-VISION_BLOCK: dict[Layout, str] = {
+VISION_BLOCK: dict[Naming, str] = {
     "deepseek": "vision_model.vision_tower.blocks.{}.*",
     "transformers": "model.vision_model.encoder.layers.{}.*",
+    "deepseek_flow": "vision_und_enc_model.vision_tower.blocks.{}.*",
 }
 
 
@@ -156,9 +202,18 @@ def match(pattern: str, name: str) -> re.Match[str] | None:
     return re.fullmatch(expression, name)
 
 
-def source(name: str, layout: Layout) -> Source:
-    """Where a checkpoint of this layout keeps the model's tensor `name`."""
-    for row in TABLES[layout]:
+def naming_of(config: AnyConfig, layout: Layout) -> Naming:
+    """The names that a model of this config has in a layout. ValueError where the layout has none for it."""
+    if not isinstance(config, JanusFlowConfig):
+        return layout
+    if layout != "deepseek":
+        raise ValueError(f"the layout {layout} has no names for a JanusFlow: name the layout deepseek")
+    return "deepseek_flow"
+
+
+def source(name: str, naming: Naming) -> Source:
+    """Where a checkpoint with these names keeps the model's tensor `name`."""
+    for row in TABLES[naming]:
         found = match(row.ours, name)
         if found is None:
             continue
@@ -168,17 +223,17 @@ def source(name: str, layout: Layout) -> Source:
             parts[numbers[-1]] = str(row.renumber(int(parts[numbers[-1]])))
         patterns = (row.theirs,) if isinstance(row.theirs, str) else row.theirs
         return Source(tuple(pattern.replace("*", "{}").format(*parts) for pattern in patterns), row.squeeze)
-    raise KeyError(f"no row of the {layout} table fits {name}")
+    raise KeyError(f"no row of the {naming} table fits {name}")
 
 
-def sources(names: Iterable[str], layout: Layout) -> dict[str, Source]:
+def sources(names: Iterable[str], naming: Naming) -> dict[str, Source]:
     """Where each of the model's tensors is kept, by the model's own names."""
-    return {name: source(name, layout) for name in names}
+    return {name: source(name, naming) for name in names}
 
 
-def is_dropped(name: str, layout: Layout, vision_depth: int) -> bool:
+def is_dropped(name: str, naming: Naming, vision_depth: int) -> bool:
     """Whether a checkpoint may hold `name` although nothing computes with it."""
-    block = match(VISION_BLOCK[layout], name)
+    block = match(VISION_BLOCK[naming], name)
     if block is not None:
         return int(block.group(1)) >= vision_depth
-    return any(match(pattern, name) for pattern in DROPPED[layout])
+    return any(match(pattern, name) for pattern in DROPPED[naming])

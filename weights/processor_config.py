@@ -95,6 +95,14 @@ class ProcessorConfig:
     extra_processor: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     @property
+    def marks_start(self) -> bool:
+        """Whether a picture's embeddings begin at its start token, as JanusFlow's do.
+
+        Only its files name a token for generation; what they say of a picture's tokens is otherwise alike.
+        """
+        return self.image_generation_tag is not None
+
+    @property
     def background(self) -> tuple[int, int, int]:
         """The 8-bit colour of the margins, from the mean: the original ignores the file's own value."""
         red, green, blue = self.image_mean or (0.5, 0.5, 0.5)
@@ -210,13 +218,16 @@ def read_window(files: Mapping[str, bytes], *, where: str = "the checkpoint") ->
     return config.whole("model_max_length", 0, least=1)
 
 
-def read_generation_defaults(
-    files: Mapping[str, bytes], *, where: str = "the checkpoint"
-) -> dict[str, float]:
-    """`guidance` and `temperature` where generation_config.json states them."""
+def read_generation_defaults(files: Mapping[str, bytes], *, where: str = "the checkpoint") -> dict[str, Any]:
+    """`guidance`, `temperature` and `steps` (of a flow) where generation_config.json states them."""
     config = read_object(files, "generation_config.json", where)
     names = {"guidance": "guidance_scale", "temperature": "temperature"}
-    return {name: config.number(key, 0) for name, key in names.items() if config.stated(key)}
+    stated: dict[str, Any] = {
+        name: config.number(key, 0) for name, key in names.items() if config.stated(key)
+    }
+    if config.stated("num_inference_steps"):  # as diffusers calls it
+        stated["steps"] = config.whole("num_inference_steps", 0, least=1)
+    return stated
 
 
 def read_object(files: Mapping[str, bytes], name: str, where: str = "the checkpoint") -> JsonObject:

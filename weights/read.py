@@ -17,6 +17,13 @@ from torch import Tensor
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 DTYPES = {**FLOATS, "I8": torch.int8, "U8": torch.uint8}  # integers are weights that were quantised
+# How files of weights are called: a model's, and an autoencoder's in diffusers' layout.
+STEMS = (
+    ("model", "safetensors"),
+    ("diffusion_pytorch_model", "safetensors"),
+    ("pytorch_model", "bin"),
+    ("diffusion_pytorch_model", "bin"),
+)
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,7 @@ def choose_weights(names: Iterable[str]) -> list[str]:
     safetensors before PyTorch's, and a single file before shards; without any, an empty list.
     """
     held = set(names)
-    for stem, suffix in (("model", "safetensors"), ("pytorch_model", "bin")):
+    for stem, suffix in STEMS:
         single = f"{stem}.{suffix}"
         if single in held:
             return [single]

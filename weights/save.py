@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from janus.files import write_whole
-from janus.models.janus import Janus
 from janus.models.quantized import unpacked
+from janus.models.seeing import SeeingModel
 from janus.weights.config_files import format_config
 from janus.weights.load import parameter_names, part_sizes
-from janus.weights.names import LAYOUTS, Layout, sources
+from janus.weights.names import LAYOUTS, Layout, naming_of, sources
 from janus.weights.side_files import convert_side_files, image_token_id
 
 # Every name that saving gives to a file of weights: others in the folder are not ours to remove.
@@ -23,13 +23,18 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 
 
 def save(
-    model: Janus, path: str | Path, *, layout: Layout = "deepseek", max_shard_size: int | str | None = None
+    model: SeeingModel,
+    path: str | Path,
+    *,
+    layout: Layout = "deepseek",
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Write the model's weights at their own dtype, its config, and the tokenizer's and processor's files.
 
     `max_shard_size`, bytes or like "2GB", splits the weights into several files with an index. Files are
     written beside their final names and moved there when all weights are whole. A quantised model is written
-    quantised. ValueError for a layout or size that is none, and for a model split over several processes.
+    quantised. ValueError for a layout or size that is none, for a layout that has no such model, and for a
+    model split over several processes.
     """
     if model.language.mesh is not None:
         raise ValueError(
@@ -38,6 +43,7 @@ def save(
         )
     if layout not in LAYOUTS:
         raise ValueError(f"layout {layout!r} is unknown: name one of {', '.join(LAYOUTS)}")
+    naming_of(model.config, layout)  # raises where the layout has no such model
     if layout == "transformers" and model.config.quantization is not None:
         raise ValueError(
             f"this model is quantised to {model.config.quantization}, which transformers cannot read: name "
@@ -63,11 +69,11 @@ def save(
         write_whole(folder / name, content)
 
 
-def named_tensors(model: Janus, layout: Layout) -> dict[str, Tensor]:
+def named_tensors(model: SeeingModel, layout: Layout) -> dict[str, Tensor]:
     """The model's tensors under the layout's names; views where the layout splits what is one tensor here."""
     state = model.state_dict()
     named: dict[str, Tensor] = {}
-    for name, source in sources(parameter_names(model), layout).items():
+    for name, source in sources(parameter_names(model), naming_of(model.config, layout)).items():
         tensor = state[name][0] if source.squeeze else state[name]
         sizes = part_sizes(model, name, len(tensor), len(source.names))
         named.update(zip(source.names, tensor.split(sizes), strict=True))

@@ -37,11 +37,11 @@ def build(model: Janus) -> Any:
     )
     if missing or unexpected:
         raise ValueError(f"missing {missing[:10]}, unexpected {unexpected[:10]} in transformers' Janus")
-    _compute_buffers(theirs, model.device)
+    compute_buffers(theirs, model.device)
     return theirs.eval()
 
 
-def _compute_buffers(theirs: nn.Module, device: torch.device) -> None:
+def compute_buffers(theirs: nn.Module, device: torch.device) -> None:
     """What its classes compute when they are made, on the meta device till here."""
     for name, module in list(theirs.named_modules()):
         if not any(buffer.is_meta for buffer in module.buffers(recurse=False)):

@@ -46,6 +46,14 @@ def add_model_options(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_vae_option(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--vae",
+        metavar="NAME",
+        help="hub id or folder of a JanusFlow's autoencoder (its own, else stabilityai/sdxl-vae)",
+    )
+
+
 def add_parallel_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tensor-parallel",
@@ -78,6 +86,7 @@ def load_pipeline(options: argparse.Namespace, *pictures: str | Path) -> Any:
         device=options.device,
         dtype=options.dtype,
         quantize=options.quantize,
+        vae=getattr(options, "vae", None),  # of commands that draw
         revision=options.revision,
         corrected_pictures=options.corrected_pictures,
         compile=options.compile,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from janus.apps.machine import Cache, Machine, TorchBuild
 from janus.checks import one_line
-from janus.config import PRESETS, JanusConfig
+from janus.config import FLOW_PRESETS, PRESETS, AnyConfig
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -39,7 +39,7 @@ class ModelSize:
     name: str
     download: float
     parameters: int
-    config: JanusConfig
+    config: AnyConfig
 
     def memory(self, bytes_per_number: int) -> int:
         """Bytes of the weights and of the keys and values of one guided picture."""
@@ -50,6 +50,8 @@ class ModelSize:
 MODELS = (
     ModelSize("Janus-1.3B and Janus-Pro-1B", 4.2e9, 2_076_636_811, PRESETS["Janus-Pro-1B"]),
     ModelSize("Janus-Pro-7B", 14.8e9, 7_407_773_323, PRESETS["Janus-Pro-7B"]),
+    # With its autoencoder, which is stored in float32.
+    ModelSize("JanusFlow-1.3B", 4.4e9, 2_033_772_304 + 83_653_863, FLOW_PRESETS["JanusFlow-1.3B"]),
 )
 
 

@@ -11,19 +11,23 @@ from typing import Any
 import torch
 
 from janus.checks import require_whole
-from janus.config import JanusConfig
+from janus.config import LATENT_PATCH, AnyConfig, JanusConfig, JanusFlowConfig
+from janus.drawing.choose import vae_of
+from janus.drawing.flow import latent_size
 from janus.inference.cache import bytes_per_position
 from janus.models.quantized import check_quantization, make_quantized
+from janus.models.vae import SDXL, VAEConfig
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
 from janus.weights.load import WINDOW, dtypes, empty_model, inspect, parameter_names, settle_tie
 from janus.weights.read import choose_weights, contents, read, weight_files, windows
+from janus.weights.vae import RELEASED, empty_vae, read_vae_config
 
 DTYPES = (torch.float32, torch.bfloat16)
 GIB = 1 << 30
 
 
-def parameters_by_part(config: JanusConfig) -> dict[str, int]:
+def parameters_by_part(config: AnyConfig) -> dict[str, int]:
     """How many numbers each part of the model holds, and all of them as "total"."""
     model = empty_model(config)
     state = model.state_dict()
@@ -34,7 +38,7 @@ def parameters_by_part(config: JanusConfig) -> dict[str, int]:
     return {**counts, "total": sum(counts.values())}
 
 
-def bytes_of_weights(config: JanusConfig, dtype: torch.dtype) -> int:
+def bytes_of_weights(config: AnyConfig, dtype: torch.dtype) -> int:
     """How much the weights take at a dtype; those that are quantised keep their own."""
     model = empty_model(config)
     if config.quantization is not None:
@@ -44,18 +48,43 @@ def bytes_of_weights(config: JanusConfig, dtype: torch.dtype) -> int:
     return sum(state[name].numel() * kept.get(name, dtype).itemsize for name in parameter_names(model))
 
 
+def drawn_tokens(config: AnyConfig, vae: VAEConfig | None = None) -> int:
+    """Positions of the language model that a picture takes which is drawn, beyond its prompt's.
+
+    Its codes; or, by a flow, its latents' tokens, through this autoencoder (or the released one): the time
+    stands in place of the prompt's last token.
+    """
+    if isinstance(config, JanusConfig):
+        return config.picture_tokens
+    height, width = latent_size(config.picture_size, vae or SDXL)
+    return height * width // LATENT_PATCH**2
+
+
+def vae_parameters(vae: VAEConfig) -> int:
+    """How many numbers an autoencoder holds."""
+    return sum(tensor.numel() for tensor in empty_vae(vae).parameters())
+
+
 def estimate(
-    config: JanusConfig, dtype: torch.dtype, *, pictures: int, prompt: int, answer: int
+    config: AnyConfig,
+    dtype: torch.dtype,
+    *,
+    pictures: int,
+    prompt: int,
+    answer: int,
+    vae: VAEConfig | None = None,
 ) -> dict[str, int]:
     """Bytes of the weights, of the caches of guided pictures drawn at once, and of the cache of one answer.
 
-    The working memory of the layers comes on top.
+    And those of a JanusFlow's autoencoder (the released one). The working memory of the layers comes on top.
     """
     each = bytes_per_position(config.language, dtype)
-    return {
-        "weights": bytes_of_weights(config, dtype),
-        "picture_caches": 2 * pictures * (prompt + config.picture_tokens) * each,
-        "answer_cache": (prompt + config.vision.tokens + answer) * each,
+    sizes = {"weights": bytes_of_weights(config, dtype)}
+    if isinstance(config, JanusFlowConfig):
+        sizes["autoencoder"] = vae_parameters(vae or SDXL) * dtype.itemsize
+    return sizes | {
+        "picture_caches": 2 * pictures * (prompt + drawn_tokens(config, vae)) * each,
+        "answer_cache": (prompt + config.seen_tokens + answer) * each,
     }
 
 
@@ -73,9 +102,18 @@ def not_finite(path: str | Path, *, revision: str | None = None) -> dict[str, in
 
 
 def describe(
-    path: str | Path, *, revision: str | None, pictures: int, prompt: int, answer: int
+    path: str | Path,
+    *,
+    vae: str | Path | None = None,
+    revision: str | None,
+    pictures: int,
+    prompt: int,
+    answer: int,
 ) -> dict[str, Any]:
-    """All that `janus info` tells, as plain values. Needs the small files only, and reads no weight."""
+    """All that `janus info` tells, as plain values. Needs the small files only, and reads no weight.
+
+    Of the autoencoder too, and where the released one is meant, whose sizes are known, none at all.
+    """
     for name, value in (("pictures", pictures), ("prompt_tokens", prompt), ("answer_tokens", answer)):
         require_whole(name, value, least=0)
     folder = find(path, weights=False, revision=revision)
@@ -85,14 +123,34 @@ def describe(
     architecture = asdict(config)
     architecture.pop("extra")
     parameters = parameters_by_part(config)
-    use = {"pictures": pictures, "prompt": prompt, "answer": answer}
+    use: dict[str, Any] = {"pictures": pictures, "prompt": prompt, "answer": answer}
+    flow: dict[str, Any] = {}
+    source = vae_of(folder, vae)
+    if isinstance(config, JanusFlowConfig):
+        use["vae"] = SDXL if source is None else read_vae_config(find(source, weights=False))
+        flow["autoencoder"] = _facts_of_flow(config, str(source or RELEASED), use["vae"])
     return {
         "model": str(path),
         "layout": layout,
         "config": architecture,
         "parameters": parameters,
+        **flow,
         "use": {"pictures": pictures, "prompt_tokens": prompt, "answer_tokens": answer},
         "memory": {str(dtype).removeprefix("torch."): estimate(config, dtype, **use) for dtype in DTYPES},
+    }
+
+
+def _facts_of_flow(config: JanusFlowConfig, source: str, vae: VAEConfig) -> dict[str, Any]:
+    sizes = asdict(vae)
+    sizes.pop("extra")
+    height, width = latent_size(config.picture_size, vae)
+    return {
+        "model": source,
+        "config": sizes,
+        "parameters": vae_parameters(vae),
+        "picture": [config.picture_size, config.picture_size],
+        "latents": [vae.latent_channels, height, width],
+        "drawn_tokens": drawn_tokens(config, vae),
     }
 
 
@@ -108,6 +166,15 @@ def report(facts: dict[str, Any]) -> str:
         lines.append(f"  {part:<18}{shown}")
     lines += ["", "parameters"]
     lines += [f"  {part:<18}{count:>16,}" for part, count in facts["parameters"].items()]
+    if flow := facts.get("autoencoder"):
+        sides = {name: " x ".join(map(str, flow[name])) for name in ("picture", "latents")}
+        lines += [
+            "",
+            f"autoencoder: {flow['model']}, {flow['parameters']:,} parameters",
+            f"  draws {sides['picture']} pixels from latents of {sides['latents']}, "
+            f"{flow['drawn_tokens']} tokens of the language model",
+            f"  {', '.join(f'{key} {value}' for key, value in flow['config'].items())}",
+        ]
     use = facts["use"]
     lines += [
         "",
@@ -123,6 +190,7 @@ def report(facts: dict[str, Any]) -> str:
 def run(
     path: str | Path,
     *,
+    vae: str | Path | None = None,
     revision: str | None = None,
     pictures: int = 1,
     prompt: int = 64,
@@ -131,7 +199,7 @@ def run(
     json_path: Path | None = None,
 ) -> int:
     """Print the report and write it to `json_path`; with `check` 1 where a weight is not finite, else 0."""
-    facts = describe(path, revision=revision, pictures=pictures, prompt=prompt, answer=answer)
+    facts = describe(path, vae=vae, revision=revision, pictures=pictures, prompt=prompt, answer=answer)
     print(report(facts))
     if check:
         facts["not_finite"] = not_finite(path, revision=revision)

@@ -17,6 +17,11 @@ from pathlib import Path
 
 from janus.checks import one_line
 
+CACHED = (
+    "janus",
+    "sdxl-vae",
+)  # what the names of models hold that are of use here; the latter is JanusFlow's
+
 
 @dataclass(frozen=True)
 class Gpu:
@@ -49,7 +54,7 @@ class TorchBuild:
 
 @dataclass(frozen=True)
 class Cache:
-    """The Hugging Face cache: its folder, free bytes of its disk, and the bytes of each Janus model in it."""
+    """The Hugging Face cache: its folder, free bytes of its disk, the bytes of each model that is ours."""
 
     folder: Path
     writable: bool
@@ -149,7 +154,7 @@ class Machine:
         existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         models = {}
         for model in sorted(folder.glob("models--*")):
-            if "janus" in model.name.lower():
+            if any(name in model.name.lower() for name in CACHED):
                 files = [path for path in model.rglob("*") if path.is_file() and not path.is_symlink()]
                 models[model.name[len("models--") :].replace("--", "/")] = sum(
                     path.stat().st_size for path in files

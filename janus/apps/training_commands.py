@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from janus.apps.command import Command, add_model_options, load_pipeline
+from janus.apps.command import Command, add_model_options, add_vae_option, load_pipeline
 
 
 def _train_options(command: argparse.ArgumentParser) -> None:
@@ -112,6 +112,7 @@ def _eval_options(command: argparse.ArgumentParser) -> None:
         "--grid", type=Path, metavar="FILE", help="draw the first sixteen held-out prompts into a PNG file"
     )
     add_model_options(command)
+    add_vae_option(command)
 
 
 def _eval(options: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """The commands that use a model or look at one: ask, chat, draw, reconstruct, info, convert."""
 
 import argparse
+import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,6 +13,7 @@ from janus.apps.command import (
     add_model_options,
     add_parallel_option,
     add_quantize_option,
+    add_vae_option,
     load_pipeline,
     shows,
 )
@@ -99,21 +101,31 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
         "--seed", type=int, help="the same seed draws the same pictures; without it a new one is named"
     )
     command.add_argument(
-        "--guidance", type=float, help="strength of the prompt; 1 is none (the checkpoint's own, else 5)"
+        "--guidance",
+        type=float,
+        help="strength of the prompt; 1 is none (the checkpoint's own, else 5, or 2 for JanusFlow)",
     )
-    command.add_argument("--temperature", type=float, help="0 is greedy (the checkpoint's own, else 1)")
-    command.add_argument("--top-k", type=int, help="sample from the k likeliest codes only")
-    command.add_argument("--top-p", type=float, help="sample from the likeliest codes of this weight only")
     command.add_argument(
         "--batch-size", type=int, help="pictures drawn at once (what memory allows, at most 16)"
     )
-    command.add_argument(
+    codes = command.add_argument_group("Janus and Janus-Pro")
+    codes.add_argument("--temperature", type=float, help="0 is greedy (the checkpoint's own, else 1)")
+    codes.add_argument("--top-k", type=int, help="sample from the k likeliest codes only")
+    codes.add_argument("--top-p", type=float, help="sample from the likeliest codes of this weight only")
+    codes.add_argument(
         "--speculate", type=int, metavar="CODES", help="codes guessed at once: the same picture, maybe sooner"
     )
-    command.add_argument(
+    codes.add_argument(
         "--prefix", type=Path, help="a picture of the model's own size to continue; with --rows"
     )
-    command.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
+    codes.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
+    flow = command.add_argument_group("JanusFlow")
+    flow.add_argument("--steps", type=int, help="from noise to the picture (the checkpoint's own, else 30)")
+    flow.add_argument(
+        "--method",
+        help="euler, or of second order midpoint and heun, of which a step takes twice as long (euler)",
+    )
+    add_vae_option(command)
     add_model_options(command)
     add_parallel_option(command)
 
@@ -127,8 +139,8 @@ def _draw(options: argparse.Namespace) -> int:
     require_place(options.output, "-o", ".png")
     pipe = load_pipeline(options, *([options.prefix] if options.prefix else []))
     seed = from_all_ranks(pipe.model, int(torch.seed() % 2**32))[0] if options.seed is None else options.seed
-    names = ("n", "guidance", "temperature", "top_k", "top_p", "batch_size", "speculate", "prefix", "rows")
-    chosen = {name: getattr(options, name) for name in names}
+    names = ("n", "guidance", "batch_size", "temperature", "top_k", "top_p", "speculate", "prefix", "rows")
+    chosen = {name: getattr(options, name) for name in (*names, "steps", "method")}
     pictures = pipe.draw(options.prompt, seed=seed, progress=None if shows(options) else False, **chosen)
     if not shows(options):
         return 0
@@ -149,6 +161,7 @@ def _reconstruct_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "-o", "--output", type=Path, default=Path("reconstruction.png"), help="(%(default)s)"
     )
+    add_vae_option(command)
     add_model_options(command)
 
 
@@ -162,6 +175,7 @@ def _reconstruct(options: argparse.Namespace) -> int:
 
 def _info_options(command: argparse.ArgumentParser) -> None:
     add_checkpoint_options(command)
+    add_vae_option(command)
     command.add_argument(
         "--pictures", type=int, default=1, help="pictures drawn at once, for the estimate (%(default)s)"
     )
@@ -178,6 +192,7 @@ def _info(options: argparse.Namespace) -> int:
         raise ValueError("name a checkpoint with -m: a hub id or a folder")
     return info.run(
         options.model,
+        vae=options.vae,
         revision=options.revision,
         pictures=options.pictures,
         prompt=options.prompt_tokens,
@@ -198,6 +213,8 @@ def _convert_options(command: argparse.ArgumentParser) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from janus.weights.load import inspect, load
+    from janus.weights.names import naming_of
+    from janus.weights.vae import own_vae
 
     destination = options.destination
     if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
@@ -208,12 +225,15 @@ def _convert(options: argparse.Namespace) -> int:
         )
     if options.layout == "transformers" and options.quantize is not None:
         raise ValueError("transformers cannot read weights that are quantised here: leave --layout away")
+    layout: Any = options.layout or "deepseek"
     checkpoint = inspect(options.source)
+    naming_of(checkpoint.model.config, layout)  # raises, before any weight is read, where it has no names
     # As stored, not as this machine computes best: converting must not change a number.
     dtype = options.dtype or checkpoint.dtype
     model = load(checkpoint.folder, device="cpu", dtype=dtype, quantize=options.quantize)
-    layout: Any = options.layout or "deepseek"
     model.save_pretrained(destination, layout=layout, max_shard_size=options.max_shard_size)
+    if vae := own_vae(checkpoint.folder):
+        shutil.copytree(vae, destination / "vae")
     print(destination)
     return 0
 
@@ -240,7 +260,7 @@ COMMANDS = {
     "reconstruct": Command(
         _reconstruct,
         _reconstruct_options,
-        "Send a picture through the picture tokenizer and back.",
+        "Send a picture through the picture tokenizer, or a JanusFlow's autoencoder, and back.",
         "janus reconstruct cat.png -o again.png -m deepseek-ai/Janus-Pro-1B",
     ),
     "info": Command(

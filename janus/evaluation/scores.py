@@ -61,7 +61,7 @@ class PartScores:
 
 @dataclass(frozen=True, kw_only=True)
 class Scores:
-    """Of a model on `shapes`: pictures that survive the VQ tokenizer, drawings and answers that are right.
+    """Of a model on `shapes`: pictures that survive codes or latents, drawings and answers that are right.
 
     `samples` is the length of each list, which with `seed`, `split` and `color` are always the same.
     """
@@ -99,7 +99,7 @@ class Scores:
         rows = [("task", "category", "seen", "held out")]
         for name, part in self.parts.items():
             rows.append((name, "all", _cell(part.seen.whole), _cell(part.heldout.whole)))
-            # The tokenizer of pictures is not told what a picture is of: its categories say little.
+            # What makes codes or latents is not told what a picture is of: its categories say little.
             for category in part.by_category if name != "reconstruction" else ():
                 cells = [_cell(scores.by_category.get(category)) for scores in (part.seen, part.heldout)]
                 rows.append((name, category.replace("_", " "), cells[0], cells[1]))

@@ -1,4 +1,4 @@
-"""The world `shapes`: pictures through the VQ tokenizer, drawings and answers, each judged exactly."""
+"""The world `shapes`: pictures through codes or latents, drawings and answers, each judged exactly."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -38,8 +38,8 @@ def evaluate(
 
     Six lists of `samples` tasks, fixed by `seed` and `split`: pictures to reconstruct, captions to draw
     (those of the same pictures) and questions to answer, of combinations that training sees and of those
-    held out; with a `color`, three lists of what shows it. Drawn with the checkpoint's own guidance and
-    temperature, answered greedily, `batch_size` at once (None: what the pipe chooses). `progress`: None for a
+    held out; with a `color`, three lists of what shows it. Drawn as the checkpoint says, or the original
+    does, answered greedily, `batch_size` at once (None: what the pipe chooses). `progress`: None for a
     bar on a terminal, True, False, or a function (done, total). ValueError for a wrong option, and for a
     model of pictures below 64 pixels.
     """
@@ -90,7 +90,7 @@ def picture_sides(pipe: Any) -> tuple[int, int]:
 
 
 def reconstruct(pipe: Any, drawings: Sequence[Drawing], advance: Advance) -> list[bool]:
-    """Whether the picture of each still is what its caption says after the VQ tokenizer.
+    """Whether the picture of each still is what its caption says, through codes or latents and back.
 
     One at a time: convolutions over more take as long, and round differently.
     """

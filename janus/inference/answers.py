@@ -13,7 +13,7 @@ from janus.inference.cache import Prefix, StaticCache
 from janus.inference.sampling import Sampling
 from janus.inference.step import Step
 from janus.inference.text import Chooser, check_window, read_alone
-from janus.models.janus import Janus
+from janus.models.seeing import SeeingModel
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Question:
 
 @torch.no_grad()
 def answer(
-    model: Janus,
+    model: SeeingModel,
     questions: Sequence[Question],
     *,
     end_id: int,
@@ -63,7 +63,7 @@ class _Rows:
 
     def __init__(
         self,
-        model: Janus,
+        model: SeeingModel,
         questions: Sequence[Question],
         rows: int,
         capacity: int,

@@ -18,6 +18,7 @@ from janus.inference.step import Step
 from janus.inference.text import check_window, read_alone
 from janus.kernels.sample import WORD, exponential_noise, guide, sample, seed_patterns
 from janus.models.janus import Janus
+from janus.models.seeing import SeeingModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Prefixes:
     So is the board of the last batch, as long as it serves the next.
     """
 
-    def __init__(self, model: Janus) -> None:
+    def __init__(self, model: SeeingModel) -> None:
         self.model = model
         self.known: dict[tuple[int, ...], Prefix] = {}
         self.board: Board | None = None

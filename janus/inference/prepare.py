@@ -1,17 +1,21 @@
 """A model made ready for inference alone."""
 
+from typing import TypeVar
+
 import torch
 from torch import nn
 
 from janus.cpu import HALVES
 from janus.inference.progress import Progress
 from janus.kernels.decode_attention import compiled_for_cpu, decode_attention
-from janus.models.janus import Janus
 from janus.models.llama import Attention, Block, JoinedLinear
 from janus.models.packed import PackedLinear, pack
+from janus.models.seeing import SeeingModel
+
+Model = TypeVar("Model", bound=SeeingModel)
 
 
-def prepare(model: Janus, *, compile: bool = False) -> Janus:
+def prepare(model: Model, *, compile: bool = False) -> Model:
     """Pack the linear layers that gain by it, one by one in place, and return the model.
 
     On an x86 CPU in 16 bits these are all but very large ones; elsewhere there is nothing to do. Packed
@@ -32,7 +36,7 @@ def prepare(model: Janus, *, compile: bool = False) -> Janus:
     return model
 
 
-def _pack(model: Janus) -> None:
+def _pack(model: SeeingModel) -> None:
     """What FBGEMM packs takes some 20 seconds a billion weights, so it is shown."""
     tied = model.language.head if model.config.language.tied_head else None
     # Of the layers themselves no list is held: each must go as soon as it is packed.
@@ -53,16 +57,16 @@ def _pack(model: Janus) -> None:
             bar.advance()
 
 
-def is_compiled(model: Janus) -> bool:
+def is_compiled(model: SeeingModel) -> bool:
     """Whether whole blocks go through torch.compile in steps of the language model."""
     return model.language.fixed_step is not Block.__call__
 
 
-def compiles(model: Janus) -> bool:
+def compiles(model: SeeingModel) -> bool:
     """Whether a first step compiles anything."""
     attentions = _attentions(model)
     return is_compiled(model) or any(each.step_attention is not decode_attention for each in attentions)
 
 
-def _attentions(model: Janus) -> list[Attention]:
+def _attentions(model: SeeingModel) -> list[Attention]:
     return [module for module in model.language.modules() if isinstance(module, Attention)]

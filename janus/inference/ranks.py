@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from janus.devices import resolve_device
-from janus.models.janus import Janus
+from janus.models.seeing import SeeingModel
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -63,7 +63,7 @@ def own_device(device: str | torch.device | None) -> torch.device:
     return own
 
 
-def from_all_ranks(model: Janus, value: Any) -> list[Any]:
+def from_all_ranks(model: SeeingModel, value: Any) -> list[Any]:
     """What each rank passes here, rank 0's first: ranks must agree on whatever shapes their work.
 
     Of a model that one process holds alone it is `[value]`.

@@ -15,7 +15,7 @@ from torch import Tensor
 from janus.inference.cache import FixedCache, StaticCache
 from janus.inference.prepare import compiles, is_compiled
 from janus.inference.progress import announce
-from janus.models.janus import Janus
+from janus.models.seeing import SeeingModel
 
 AHEAD = 8  # steps that wait for the GPU at most
 WARM_UPS = 2  # steps before the recording: in the first, kernels are compiled and workspaces taken
@@ -33,7 +33,7 @@ class Step:
 
     def __init__(
         self,
-        model: Janus,
+        model: SeeingModel,
         cache: StaticCache,
         *,
         tokens: Tensor,

@@ -14,7 +14,7 @@ from janus.inference.cache import Prefix, StaticCache
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
 from janus.kernels.sample import exponential_noise, seed_patterns
-from janus.models.janus import Janus
+from janus.models.seeing import SeeingModel
 
 GREEDY = Sampling(temperature=0)
 PIECE = 2048  # positions of a prompt that are read at once: more would take memory, and gain nothing
@@ -29,7 +29,7 @@ class TextStep:
     ended: Tensor
 
 
-def check_window(model: Janus, prompt: int, new: int) -> None:
+def check_window(model: SeeingModel, prompt: int, new: int) -> None:
     """Raise ValueError where a prompt of so many tokens and so many new ones exceed the context window."""
     window = model.config.language.window
     if prompt + new > window:
@@ -45,7 +45,7 @@ def check_window(model: Janus, prompt: int, new: int) -> None:
 
 
 def generate(
-    model: Janus,
+    model: SeeingModel,
     embeds: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -79,7 +79,7 @@ def generate(
 
 
 @torch.no_grad()
-def prefill(model: Janus, embeds: Tensor, mask: Tensor | None, cache: StaticCache) -> Tensor:
+def prefill(model: SeeingModel, embeds: Tensor, mask: Tensor | None, cache: StaticCache) -> Tensor:
     """Read embeddings (B, S, D) into a cache, a piece at a time; -> the last hidden states (B, D)."""
     for first in range(0, embeds.shape[1], PIECE):
         piece = slice(first, first + PIECE)
@@ -87,7 +87,7 @@ def prefill(model: Janus, embeds: Tensor, mask: Tensor | None, cache: StaticCach
     return hidden[:, -1]
 
 
-def read_alone(model: Janus, embeds: Tensor) -> Prefix:
+def read_alone(model: SeeingModel, embeds: Tensor) -> Prefix:
     """What one prompt (1, S, D) leaves in a cache of its own: no prompt beside it can change it."""
     length = embeds.shape[1]
     cache = StaticCache(model.language.config, 1, length, device=model.device, dtype=model.dtype)
@@ -98,7 +98,9 @@ def read_alone(model: Janus, embeds: Tensor) -> Prefix:
 class Chooser:
     """Chooses each row's next token: greedily, or by the noise of its seed and its own count of steps."""
 
-    def __init__(self, model: Janus, sampling: Sampling, seeds: Sequence[int], noise: Noise | None) -> None:
+    def __init__(
+        self, model: SeeingModel, sampling: Sampling, seeds: Sequence[int], noise: Noise | None
+    ) -> None:
         self.model, self.sampling, self.noise = model, sampling, noise
         self.patterns = seed_patterns(seeds).to(model.device)
 
@@ -119,7 +121,7 @@ class Chooser:
 
 @torch.no_grad()
 def _steps(
-    model: Janus,
+    model: SeeingModel,
     embeds: Tensor,
     mask: Tensor | None,
     end_id: int,
@@ -194,7 +196,7 @@ class Memory:
 
     @torch.no_grad()
     def resume(
-        self, model: Janus, ids: Tensor, pixels: Tensor, image_mask: Tensor, room: int
+        self, model: SeeingModel, ids: Tensor, pixels: Tensor, image_mask: Tensor, room: int
     ) -> tuple[Tensor, StaticCache]:
         """-> embeddings (1, S', D) of what is new in a prompt (1, S), and a cache that ends where they begin.
 
@@ -209,7 +211,7 @@ class Memory:
             # Trained, moved or cast since: what was computed with other weights is no past of theirs.
             self.cache, self.weights = None, weights
         sequence = ids[0].tolist()
-        tokens = model.config.vision.tokens
+        tokens = model.config.seen_tokens
         starts = image_mask[0].nonzero().flatten().tolist()[::tokens]
         count = self.shared(sequence, pixels, starts, tokens)
         capacity = len(sequence) + room

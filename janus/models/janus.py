@@ -4,35 +4,26 @@ Pictures that are seen go through SigLIP and an adapter; pictures that are drawn
 tokenizer, embedded by a table of their own and an adapter. Both stand in one sequence with the words, which
 one language model reads; two heads leave it, one to words and one to codes.
 
-B rows, S positions, D width, N pictures, T features per picture, V vocabulary.
+B rows, T codes of a picture, D width.
 """
 
-from __future__ import annotations
-
-from collections.abc import Mapping
-from pathlib import Path
-from typing import TYPE_CHECKING
-
-import torch
 from torch import Tensor, nn
 
 from janus.config import JanusConfig
 from janus.models.adapters import ImageHead, build_adapter
-from janus.models.llama import KeyValueCache, Llama
+from janus.models.llama import Llama
+from janus.models.seeing import SeeingModel
 from janus.models.siglip import SigLIP
 from janus.models.vq import VQ
 
-if TYPE_CHECKING:
-    from janus.weights.names import Layout
 
-
-class Janus(nn.Module):
+class Janus(SeeingModel):
     """The modules of a Janus or Janus-Pro; `files` holds the small files of its checkpoint, by name."""
 
+    config: JanusConfig
+
     def __init__(self, config: JanusConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.files: Mapping[str, bytes] = {}
+        super().__init__(config)
         self.vision = SigLIP(config.vision)
         self.vision_adapter = build_adapter(config.vision_adapter)
         self.vq = VQ(config.vq)
@@ -41,87 +32,10 @@ class Janus(nn.Module):
         self.language = Llama(config.language)
         self.image_head = ImageHead(config.language.width, config.image_head_width, config.vq.codes)
 
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, T, D): SigLIP and its adapter, the language model's input."""
-        return self.vision_adapter(self.vision(pixels.to(self.dtype)))
-
-    def embed(
-        self, input_ids: Tensor, pixels: Tensor | None = None, image_mask: Tensor | None = None
-    ) -> Tensor:
-        """(B, S) ids, (N, 3, H, W), (B, S) bool -> (B, S, D).
-
-        Words, and where the mask is true the pictures' features, in reading order.
-        """
-        words = self.language.embed(input_ids.clamp_min(0))  # negative ids mark pictures for the original too
-        marked = 0 if image_mask is None else int(image_mask.sum())
-        pictures = 0 if pixels is None else len(pixels)
-        if marked != pictures * self.config.vision.tokens:
-            raise ValueError(
-                f"image_mask marks {marked} positions, but {pictures} pictures of "
-                f"{self.config.vision.tokens} features fill {pictures * self.config.vision.tokens}"
-            )
-        if pixels is None or image_mask is None or not pictures:
-            return words
-        return words.masked_scatter(image_mask.bool()[..., None], self.encode_images(pixels).to(words.dtype))
-
     def embed_codes(self, codes: Tensor) -> Tensor:
         """(B, T) -> (B, T, D): the codes' table and its adapter."""
         return self.code_adapter(self.code_embedding(codes))
 
-    def hidden_states(
-        self,
-        embeds: Tensor,
-        attention_mask: Tensor | None = None,
-        cache: KeyValueCache | None = None,
-        *,
-        documents: Tensor | None = None,
-    ) -> Tensor:
-        """(B, S, D) -> (B, S, D), after the final norm.
-
-        The mask, (B, S), is false at padding, whose rows come out zero. `documents` (B, S), in place of mask
-        and cache, number the documents of each row, of which none sees another, and are 0 at padding.
-        """
-        return self.language(embeds, attention_mask, cache, documents=documents)
-
-    def text_logits(self, hidden: Tensor) -> Tensor:
-        """(..., D) -> (..., V)."""
-        return self.language.head(hidden)
-
     def image_logits(self, hidden: Tensor) -> Tensor:
         """(..., D) -> (..., codes)."""
         return self.image_head(hidden)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.language.embed.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.language.embed.weight.device
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: str | Path,
-        *,
-        device: str | torch.device | None = None,
-        dtype: str | torch.dtype | None = None,
-        quantize: str | None = None,
-        revision: str | None = None,
-        token: str | None = None,
-    ) -> Janus:
-        """The model of a local folder or hub id, in either layout; see `janus.weights.load`."""
-        from janus.weights.load import load
-
-        model = load(path, device=device, dtype=dtype, quantize=quantize, revision=revision, token=token)
-        if not isinstance(model, cls):
-            raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
-        return model
-
-    def save_pretrained(
-        self, path: str | Path, *, layout: Layout = "deepseek", max_shard_size: int | str | None = None
-    ) -> None:
-        """Write weights, config and the tokenizer's and processor's files; see `janus.weights.save`."""
-        from janus.weights.save import save
-
-        save(self, path, layout=layout, max_shard_size=max_shard_size)

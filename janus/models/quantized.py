@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ from janus.kernels.quantized_linear import (
 )
 from janus.models.janus import Janus
 from janus.models.llama import JoinedLinear
+from janus.models.seeing import SeeingModel
 
+Model = TypeVar("Model", bound=SeeingModel)
 Quantization = Literal["int8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
@@ -215,11 +217,11 @@ class QuantizedLinear(nn.Module):
 # --- the model ---
 
 
-def targets(model: Janus, quantization: Quantization) -> list[str]:
+def targets(model: SeeingModel, quantization: Quantization) -> list[str]:
     """The names of the linear layers that are quantised.
 
-    Those of the language model's layers, its head unless that is the word table itself, and the image head.
-    In 4 bits those are left out whose rows do not divide into groups.
+    Those of the language model's layers, its head unless that is the word table itself, and the image head
+    if there is one. In 4 bits those are left out whose rows do not divide into groups.
     """
     names = [
         f"language.layers.{layer}.{part}"
@@ -227,12 +229,12 @@ def targets(model: Janus, quantization: Quantization) -> list[str]:
         for part in ("attention.qkv", "attention.o_proj", "mlp.gate_up", "mlp.down_proj")
     ]
     names += [] if model.config.language.tied_head else ["language.head"]
-    names += ["image_head.up", "image_head.out"]
+    names += ["image_head.up", "image_head.out"] if isinstance(model, Janus) else []
     widths: dict[str, Any] = {name: model.get_submodule(name).in_features for name in names}
     return [name for name in names if quantization == "int8" or group_size(widths[name]) is not None]
 
 
-def make_quantized(model: Janus, quantization: Quantization) -> list[str]:
+def make_quantized(model: SeeingModel, quantization: Quantization) -> list[str]:
     """Put empty quantised layers, on the meta device, in place of those that will be; -> their names."""
     names = targets(model, quantization)
     for name in names:
@@ -244,7 +246,7 @@ def make_quantized(model: Janus, quantization: Quantization) -> list[str]:
 
 
 @torch.no_grad()
-def quantize(model: Janus, quantization: Quantization) -> Janus:
+def quantize(model: Model, quantization: Quantization) -> Model:
     """Quantise a model in place, a layer at a time; -> the model.
 
     ValueError for a quantisation that is none, and for a model that is quantised already.

@@ -117,9 +117,10 @@ def to_signed_pixels(picture: Image.Image) -> Tensor:
     return torch.from_numpy(values / np.float32(127.5) - np.float32(1))
 
 
-def to_pictures(pixels: Tensor) -> list[Image.Image]:
+def to_pictures(pixels: Tensor, *, rounded: bool = False) -> list[Image.Image]:
     """(B, 3, H, W) in [-1, 1] -> B pictures; clipped, and truncated to 8 bits as in the released code.
 
+    `rounded`: to the nearest of 256, as torchvision's `save_image` does, which JanusFlow's README uses.
     Raises ValueError for another shape, and for pixels that are not numbers.
     """
     if pixels.dim() != 4 or pixels.shape[1] != 3:
@@ -131,8 +132,8 @@ def to_pictures(pixels: Tensor) -> list[Image.Image]:
         raise ValueError(
             "pixels contain NaN: the model computed no picture; try float32 instead of a 16-bit dtype"
         )
-    values = np.clip((values + 1) / 2 * 255, 0, 255).astype(np.uint8)
-    return [Image.fromarray(picture) for picture in values]
+    values = (np.clip(values, -1, 1) * 0.5 + 0.5) * 255 + 0.5 if rounded else (values + 1) / 2 * 255
+    return [Image.fromarray(picture) for picture in np.clip(values, 0, 255).astype(np.uint8)]
 
 
 def _finish(

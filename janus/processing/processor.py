@@ -33,7 +33,8 @@ from janus.weights.processor_config import (
 class Batch:
     """The model's input: input_ids (B, S), attention_mask and image_mask (B, S) bool, pixels (N, 3, H, W).
 
-    `image_mask` is true where the pictures' embeddings go: N times the number of tokens of a picture.
+    `image_mask` is true where the pictures' embeddings go: N times the number of tokens of a picture, its
+    start token among them where the model has an embedding of its own for that (JanusFlow).
     """
 
     input_ids: Tensor
@@ -69,6 +70,8 @@ class Processor:
         self.image_id = self.tokenizer.id(self.config.image_tag)
         self.image_start_id = self.tokenizer.id(self.config.image_start_tag)
         self.image_end_id = self.tokenizer.id(self.config.image_end_tag)
+        self.drawing_tag = self.config.image_generation_tag or self.config.image_start_tag
+        self.tokenizer.id(self.drawing_tag)  # raises where it is none of its tokens
         self.image = ImageProcessor(self.config, corrected=corrected_pictures)
 
     @classmethod
@@ -93,7 +96,7 @@ class Processor:
 
     def draw_prompt(self, prompt: str) -> list[int]:
         """The ids, BOS first, after which the model draws; special tokens spelled in it are plain text."""
-        segments = format_drawing(prompt, self.template, image_start_tag=self.config.image_start_tag)
+        segments = format_drawing(prompt, self.template, image_start_tag=self.drawing_tag)
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode_segments(segments)]
         self._check_window(len(ids), "the prompt")
         return ids
@@ -174,6 +177,8 @@ class Processor:
         lengths = torch.tensor([[len(row)] for row in rows])
         attention_mask = torch.arange(longest) >= longest - lengths
         image_mask = (input_ids == self.image_id) & attention_mask
+        if self.config.marks_start:
+            image_mask[:, :-1] |= image_mask[:, 1:].clone()
         return Batch(input_ids, attention_mask, image_mask, pixels)
 
 

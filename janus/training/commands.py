@@ -82,15 +82,15 @@ def pretokenize(
     Of several processes that `torchrun` started each does its share. What is there already stays. The
     tokenizer computes in float32.
     """
+    from janus.models.janus import Janus
     from janus.processing.processor import Processor
     from janus.training.data.open import open_source
     from janus.training.data.outline import Geometry
     from janus.training.data.pretokenize import pretokenize as run
-    from janus.weights.load import load
 
     rows = open_source(source)
     own = own_device(device) if several() and resolve_device(device).type == "cuda" else device
-    loaded = load(_named(model), device=own, dtype="float32")
+    loaded = Janus.from_pretrained(_named(model), device=own, dtype="float32")
     run(
         rows,
         loaded.vq,

@@ -30,9 +30,9 @@ from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Start
 from janus.training.weigh import DTYPES
 from janus.training.worlds.shapes.processor import write_processor
-from janus.weights.config_files import format_config, parse_config, read_config
+from janus.weights.config_files import format_config, parse_config, read_janus_config
 from janus.weights.hub import find
-from janus.weights.load import empty_model, load, part_sizes
+from janus.weights.load import empty_model, part_sizes
 from janus.weights.names import Source, is_dropped, source
 from janus.weights.read import contents, read, weight_files
 
@@ -48,7 +48,7 @@ def start_config(start: Start) -> JanusConfig | VQConfig:
     assert start.checkpoint is not None  # else the recipe would not have been made
     if _is_vq(start.checkpoint):
         return _read_vq_config(Path(start.checkpoint))
-    return read_config(find(start.checkpoint, weights=False))[0]
+    return read_janus_config(find(start.checkpoint, weights=False))
 
 
 def start_processor(start: Start) -> Processor:
@@ -82,7 +82,7 @@ def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> J
     """
     start, dtype = recipe.model, DTYPES[recipe.precision]
     if start.checkpoint is not None:
-        model = load(start.checkpoint, device=device, dtype=dtype)
+        model = Janus.from_pretrained(start.checkpoint, device=device, dtype=dtype)
         if model.config.quantization is not None:
             raise ValueError(
                 f"{start.checkpoint} is quantised to {model.config.quantization}, and only floats learn: "
@@ -115,6 +115,7 @@ def describe(model: Janus) -> dict[str, Any]:
 def blank(description: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Janus:
     """A model whose weights hold anything, and are still to be filled."""
     config, _ = parse_config(json.loads(description["config"]))
+    assert isinstance(config, JanusConfig)  # else `describe` would not have been given its model
     model = empty_model(config).to(dtype).to_empty(device=device)
     model.language.tie()
     model.files = description["files"]
@@ -238,7 +239,7 @@ def save_vq(vq: VQ, folder: Path) -> None:
 def load_vq(path: str | Path, config: VQConfig | None = None) -> VQ:
     """A tokenizer in float32 on the CPU: one by itself, or a whole model's. Of the sizes given, if any."""
     if not _is_vq(path):
-        vq = load(path, device="cpu", dtype="float32").vq
+        vq = Janus.from_pretrained(path, device="cpu", dtype="float32").vq
     else:
         folder = Path(path)
         vq = VQ(_read_vq_config(folder))

@@ -192,7 +192,13 @@ def test_cache(cache: Cache, offline: bool, status: str, words: str) -> None:
     [
         (20e9, {}, "ok", "20.0 GB free"),
         (10e9, {}, "ok", "too little to download Janus-Pro-7B (14.8 GB)"),
-        (1e9, {}, "warning", "Janus-1.3B and Janus-Pro-1B (4.2 GB), Janus-Pro-7B (14.8 GB): make room"),
+        (4.3e9, {}, "ok", "too little to download Janus-Pro-7B (14.8 GB), JanusFlow-1.3B (4.4 GB)"),
+        (
+            1e9,
+            {},
+            "warning",
+            "Janus-Pro-1B (4.2 GB), Janus-Pro-7B (14.8 GB), JanusFlow-1.3B (4.4 GB): make room",
+        ),
         (1e9, {"a/janus": 1}, "ok", "1.0 GB free"),
     ],
 )
@@ -207,6 +213,7 @@ def test_disk(free: float, models: dict[str, int], status: str, words: str) -> N
     [
         (4e9, "warning", "bfloat16 (4.4 GB) is too large"),
         (8e9, "ok", "bfloat16 (4.4 GB) fits, float32 (8.8 GB) is too large"),
+        (8e9, "ok", "JanusFlow-1.3B: bfloat16 (4.5 GB) fits, float32 (9.0 GB) is too large"),
         (24e9, "ok", "Janus-Pro-7B: bfloat16 (15.4 GB) fits, float32 (30.9 GB) is too large"),
         (64e9, "ok", "float32 (30.9 GB) fits"),
         (None, "ok", "unknown"),
@@ -294,12 +301,14 @@ def test_cache_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert Machine().cache.models == {}
     blobs = tmp_path / "hub" / "models--deepseek-ai--Janus-Pro-1B" / "blobs"
     snapshot = blobs.parent / "snapshots" / "0123"
-    for folder in (blobs, snapshot, tmp_path / "hub" / "models--org--other"):
+    autoencoder = tmp_path / "hub" / "models--stabilityai--sdxl-vae" / "blobs"
+    for folder in (blobs, snapshot, autoencoder, tmp_path / "hub" / "models--org--other"):
         folder.mkdir(parents=True)
+    (autoencoder / "def").write_bytes(bytes(10))
     (blobs / "abc").write_bytes(bytes(1000))
     (snapshot / "model.safetensors").symlink_to(blobs / "abc")
     cache = Machine().cache
-    assert cache.models == {"deepseek-ai/Janus-Pro-1B": 1000}
+    assert cache.models == {"deepseek-ai/Janus-Pro-1B": 1000, "stabilityai/sdxl-vae": 10}
     assert cache.writable
     assert cache.free > 0
     monkeypatch.setattr(machine.os, "access", lambda *_: False)
@@ -363,6 +372,9 @@ def test_works_without_torch() -> None:
 
 @pytest.mark.parametrize("model", doctor.MODELS, ids=lambda model: model.name)
 def test_the_models_sizes_are_those_that_info_counts(model: doctor.ModelSize) -> None:
-    from janus.apps.info import parameters_by_part
+    from janus.apps.info import parameters_by_part, vae_parameters
+    from janus.config import JanusFlowConfig
+    from janus.models.vae import SDXL
 
-    assert model.parameters == parameters_by_part(model.config)["total"]
+    autoencoder = vae_parameters(SDXL) if isinstance(model.config, JanusFlowConfig) else 0
+    assert model.parameters == parameters_by_part(model.config)["total"] + autoencoder

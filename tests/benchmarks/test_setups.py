@@ -19,12 +19,13 @@ from cases import (
     Case,
     CodebookCase,
     DecodeCase,
+    FlowCase,
     LanguageCase,
     LinearCase,
     ModelCase,
     SampleCase,
 )
-from janus.config import JanusConfig
+from janus.config import JanusConfig, JanusFlowConfig
 from measure import differs, ready, title
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -74,10 +75,34 @@ def small_model(case: ModelCase) -> ModelCase:
     )
 
 
+def small_janusflow(model: JanusFlowConfig) -> JanusFlowConfig:
+    return replace(
+        model,
+        vision=replace(model.vision, image_size=64, width=48, layers=2, heads=3),
+        uvit=replace(model.uvit, width=32, decoder_width=48, time_width=64),
+        language=replace(
+            model.language,
+            width=64,
+            mlp_width=96,
+            layers=2,
+            heads=4,
+            kv_heads=4,
+            head_width=16,
+            vocabulary=320,
+        ),
+    )
+
+
+def small_flow(case: FlowCase) -> FlowCase:
+    """16 tokens of latents after a prompt of 8."""
+    return replace(case, model=small_janusflow(case.model), keys=24, side=8, pictures=2)
+
+
 SMALL: dict[type[Case], Callable[[Any], Case]] = {
     AttentionCase: small_attention,
     CodebookCase: lambda case: replace(case, pictures=min(case.pictures, 2), side=3, codes=200),
     DecodeCase: small_decode,
+    FlowCase: small_flow,
     LanguageCase: small_layer,
     LinearCase: lambda case: replace(case, inputs=64, outputs=96),
     ModelCase: small_model,

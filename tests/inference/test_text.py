@@ -40,7 +40,8 @@ def greedy(name: str, model: Janus, golden: Golden, facts: Facts, *, end: str = 
         "eos": facts["processor"]["eos_token_id"],
         "variant": facts["greedy_eos_variant_eos_id"][name],
     }
-    return list(generate(model, *inputs(name, model, golden), end_id=ends[end], max_new_tokens=24))
+    steps = facts["spec"]["gen"]["steps_text"]
+    return list(generate(model, *inputs(name, model, golden), end_id=ends[end], max_new_tokens=steps))
 
 
 def sequences(name: str, model: Janus, golden: Golden, facts: Facts, *, end: str = "eos") -> Tensor:
@@ -85,9 +86,12 @@ REPRODUCED: dict[str, Callable[[Janus, Golden, Facts], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", REPRODUCED)
+@pytest.mark.parametrize("family", ["janus", "janusflow"])
 def test_the_originals_tensor(
-    name: str, model: Janus, golden: Golden, facts: Facts, close: Callable[[Tensor, Tensor], None]
+    family: str, name: str, request: pytest.FixtureRequest, close: Callable[[Tensor, Tensor], None]
 ) -> None:
+    fixtures = ("model", "golden", "facts") if family == "janus" else ("flow", "flow_golden", "flow_facts")
+    model, golden, facts = (request.getfixturevalue(each) for each in fixtures)
     actual, expected = REPRODUCED[name](model, golden, facts), golden[name]
     assert torch.equal(actual.isfinite(), expected.isfinite()), "the same tokens are excluded"
     close(actual.masked_fill(~actual.isfinite(), 0), expected.masked_fill(~expected.isfinite(), 0))

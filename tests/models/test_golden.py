@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from janus.inference.cache import StaticCache
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 
 Golden = dict[str, Tensor]
-Compute = Callable[[Janus, Golden], Tensor]
+Compute = Callable[[Any, Golden], Tensor]  # of a Janus; what is COMMON, of a JanusFlow too
 CONVERSATIONS = ("und0", "und1", "und2", "und3")
 
 
@@ -157,6 +158,22 @@ def test_the_originals_tensor(
     name: str, model: Janus, golden: Golden, close: Callable[[Tensor, Tensor], None]
 ) -> None:
     close(REPRODUCED[name](model, golden), golden[name])
+
+
+# What JanusFlow has in common with Janus; test_janusflow.py has the rest.
+COMMON = [
+    name
+    for name in REPRODUCED
+    if name.startswith(("vision.", "und", "eps_probe.llm", "eps_probe.vit")) and "aligner" not in name
+]
+
+
+@pytest.mark.parametrize("name", COMMON)
+@torch.no_grad()
+def test_the_originals_tensor_of_janusflow(
+    name: str, flow: JanusFlow, flow_golden: Golden, close: Callable[[Tensor, Tensor], None]
+) -> None:
+    close(REPRODUCED[name](flow, flow_golden), flow_golden[name])
 
 
 @torch.no_grad()

@@ -138,12 +138,6 @@ def test_numbers_that_contradict_each_other_name_both(released: dict[str, Any]) 
         parse_config(released)
 
 
-def test_janusflow_is_told_apart_by_its_keys(shared: Path) -> None:
-    values = json.loads((shared / "oracle" / "manifests" / "JanusFlow-1.3B.config.json").read_text())
-    with pytest.raises(ValueError, match="this is a JanusFlow checkpoint, which this version does not load"):
-        parse_config(values)
-
-
 def test_config_without_a_model_type() -> None:
     with pytest.raises(
         ValueError, match="model_type = null: not a Janus checkpoint; supported: multi_modality"

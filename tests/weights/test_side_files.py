@@ -172,7 +172,7 @@ def test_absent_files(tmp_path: Path) -> None:
 
 
 def test_generation_defaults() -> None:
-    def read(content: bytes) -> dict[str, float]:
+    def read(content: bytes) -> dict[str, Any]:
         return read_generation_defaults({"generation_config.json": content})
 
     assert read(b'{"guidance_scale": 5, "temperature": 0.5, "top_k": 3}') == {
@@ -180,8 +180,12 @@ def test_generation_defaults() -> None:
         "temperature": 0.5,
     }
     assert read(b'{"temperature": null}') == {}
+    assert read(b'{"num_inference_steps": 12}') == {"steps": 12}
     with pytest.raises(ValueError, match="guidance_scale = "):
         read(b'{"guidance_scale": "x"}')
+    for steps in (b"0", b"2.5", b"true", b'"x"'):
+        with pytest.raises(ValueError, match=r"num_inference_steps = .*: must be a positive whole number"):
+            read(b'{"num_inference_steps": ' + steps + b"}")
 
 
 def test_the_same_layout_keeps_every_byte(released: dict[str, bytes]) -> None:

@@ -18,7 +18,7 @@ from janus.training.data.outline import Geometry, Task, outline
 from janus.training.data.rejects import write_rejects
 from janus.training.data.rows import PlaceholderMismatch, Resolve, beside, parse_row
 from janus.training.data.sources import JsonLines
-from janus.weights.config_files import read_config
+from janus.weights.config_files import read_janus_config
 from janus.weights.hub import find
 
 Kind = Literal["malformed", "placeholders", "missing", "broken", "long"]
@@ -134,11 +134,18 @@ def run(
     """
     folder = find(model, weights=False)
     processor = Processor.from_pretrained(folder)
-    config, _ = read_config(folder)
+    config = read_janus_config(folder)
     if limit is None:
         limit = processor.window or config.language.window
     require_whole("limit", limit, least=1)
-    report = check(path, processor, limit, geometry=Geometry.of(config), system=system, progress=progress)
+    report = check(
+        path,
+        processor,
+        limit,
+        geometry=Geometry.of(config),
+        system=system,
+        progress=progress,
+    )
     print(format_report(report))
     if not skip_bad:
         return 1 if report.problems else 0

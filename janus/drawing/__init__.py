@@ -1,0 +1,1 @@
+"""Prompts to pictures, and pictures through a model and back: a file for each way to draw."""
