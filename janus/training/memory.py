@@ -31,6 +31,7 @@ from janus.training.weigh import (
     DTYPES,
     Loss,
     Weighed,
+    computing_dtype,
     discriminator_of,
     hollow_model,
     prepare,
@@ -109,7 +110,7 @@ def foretell(
     assert isinstance(config, AnyConfig)
     model = hollow_model(config, recipe)
     prepare(model, recipe)
-    parts, state = _parts(model), _state(model, recipe, ranks)
+    parts, state = _parts(model), _state(model, recipe, ranks, device)
     geometry = None
     if not isinstance(config, JanusConfig) and vae is not None:
         geometry = Geometry.of_flow(config, vae)
@@ -173,7 +174,7 @@ def _foretell_autoencoder(config: VQConfig | VAEConfig, recipe: Recipe, pictures
         vq = VQ(config) if isinstance(config, VQConfig) else VAE(config)
         discriminator = discriminator_of(settings)
     freeze(vq, recipe.train)
-    parts, state = _parts(vq), _state(vq, recipe, 1)
+    parts, state = _parts(vq), _state(vq, recipe, 1, device)
     judge = 0
     if settings.discriminator_from is not None:
         judge = sum(weight.numel() for weight in discriminator.parameters())
@@ -210,7 +211,7 @@ def _parts(model: nn.Module) -> dict[str, Part]:
     }
 
 
-def _state(model: nn.Module, recipe: Recipe, ranks: int) -> dict[str, Any]:
+def _state(model: nn.Module, recipe: Recipe, ranks: int, device: str) -> dict[str, Any]:
     """Bytes of what there is for each parameter, by kind; of the process's share, where it is split."""
     dtype = DTYPES[recipe.precision]
     split = recipe.parallel.kind == "fsdp" and ranks > 1
@@ -227,20 +228,19 @@ def _state(model: nn.Module, recipe: Recipe, ranks: int) -> dict[str, Any]:
         "gradients": share(learning, dtype.itemsize),
         "moments": share(learning, 2 * dtype.itemsize),
         "average": 0 if recipe.ema is None else share(learning, 4),
-        "gathered": _gathered(model, recipe) if split else 0,
+        "gathered": _gathered(model, computing_dtype(recipe, device)) if split else 0,
     }
 
 
-def _gathered(model: nn.Module, recipe: Recipe) -> int:
+def _gathered(model: nn.Module, dtype: torch.dtype) -> int:
     """What FSDP holds whole: all that is in no block, and two blocks, of which one is fetched ahead."""
-    size = torch.float32.itemsize if recipe.precision == "float32" else torch.bfloat16.itemsize
     blocks = [
         sum(weight.numel() for weight in module.parameters())
         for module in model.modules()
         if isinstance(module, Block | VisionBlock)
     ]
     everything = sum(weight.numel() for weight in model.parameters()) - _whole(model)
-    return (everything - sum(blocks) + 2 * max(blocks, default=0)) * size
+    return (everything - sum(blocks) + 2 * max(blocks, default=0)) * dtype.itemsize
 
 
 def _whole(model: nn.Module) -> int:

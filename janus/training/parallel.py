@@ -28,7 +28,7 @@ from janus.training.objectives import Objective
 from janus.training.parts import ALIGNMENT, AnyModel
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Parallel
-from janus.training.weigh import precision
+from janus.training.weigh import computing_dtype, precision
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _split(objective: Objective | FlowObjective, recipe: Recipe, place: Ranks) -
     else:
         names = ("replicate", "shard")
         mesh = init_device_mesh(place.device.type, (replicas, shards), mesh_dim_names=names)
-    computes = None if recipe.precision == "float32" else torch.bfloat16
+    computes = computing_dtype(recipe, place.device.type)
     policy = MixedPrecisionPolicy(param_dtype=computes, reduce_dtype=torch.float32)
     for block in objective.modules():
         if isinstance(block, Block | VisionBlock):

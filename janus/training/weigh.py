@@ -206,9 +206,15 @@ def _check_device(device: str) -> None:
         raise ValueError(f"device {device} is not there: weigh for cpu, or on the machine that has it")
 
 
+def computing_dtype(recipe: Recipe, device: str) -> torch.dtype:
+    """What products are computed in: by a CPU that does bfloat16 badly, float32 even under autocast."""
+    wide = recipe.precision == "autocast" and cpu.widens(torch.device(device), torch.bfloat16)
+    return torch.float32 if wide or recipe.precision == "float32" else torch.bfloat16
+
+
 def precision(recipe: Recipe, device: str) -> AbstractContextManager[Any]:
-    """How the recipe has a forward pass computed: in float32, too, by a CPU that does bfloat16 badly."""
-    if recipe.precision == "autocast" and not cpu.widens(torch.device(device), torch.bfloat16):
+    """How the recipe has a forward pass computed."""
+    if recipe.precision == "autocast" and computing_dtype(recipe, device) == torch.bfloat16:
         return torch.autocast(torch.device(device).type, torch.bfloat16)
     return nullcontext()
 

@@ -107,14 +107,18 @@ def test_what_is_split(written: tuple[Path, Found]) -> None:
 
 @pytest.mark.parametrize("kind", ["ddp-bfloat16", "fsdp-autocast"])
 def test_sixteen_bits_lose_no_more_than_in_one_process(kind: str, written: tuple[Path, Found]) -> None:
-    """Against float32, over all gradients; twice what one process loses, for other sums are rounded."""
+    """Against float32, over all gradients; twice what one process loses, for other sums are rounded.
+
+    One process loses nothing on a CPU that computes autocast in float32: then two sum in another order only.
+    """
     exact = written[1]["float32"][0]["gradients"]
     alone = written[1][kind.partition("-")[2]][0]["gradients"]
 
     def lost(gradients: dict[str, torch.Tensor]) -> float:
         return float(sum((gradients[name] - exact[name]).square().sum() for name in exact).sqrt())
 
-    assert 0 < lost(written[1][kind][0]["gradients"]) <= 2 * lost(alone)
+    order = 3e-6 * lost({name: torch.zeros_like(gradient) for name, gradient in exact.items()})
+    assert 0 < lost(written[1][kind][0]["gradients"]) <= 2 * lost(alone) + order
 
 
 @pytest.mark.parametrize("kind", FLOAT32)
