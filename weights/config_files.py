@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from janus.config import AnyConfig, JanusConfig, JanusFlowConfig
+from janus.config import AnyConfig, JanusFlowConfig
 from janus.weights import config_deepseek, config_janusflow, config_transformers
 from janus.weights.json_object import JsonObject, parse_object
 from janus.weights.names import Layout, naming_of
@@ -50,14 +50,6 @@ def parse_config(values: Mapping[str, Any]) -> tuple[AnyConfig, Layout]:
     if "vision_gen_enc_config" in values:  # the one model type is that of both
         return config_janusflow.parse(top), layout
     return config_deepseek.parse(top), layout
-
-
-def read_janus_config(folder: Path) -> JanusConfig:
-    """As `read_config`, for what needs codes of pictures: ValueError for a JanusFlow."""
-    config, _ = read_config(folder)
-    if isinstance(config, JanusFlowConfig):
-        raise ValueError(f"{folder} holds a JanusFlow: name a Janus or Janus-Pro, which draws by codes")
-    return config
 
 
 def format_config(

@@ -251,13 +251,13 @@ class Llama(nn.Module):
         `mask` tells real positions from padding: (B, S), or (B, K) with the cache's before it. Padding is
         invisible and its own hidden states are zero. `positions` (B, S) are counted from the mask, unless
         given. `documents` (B, S) number the documents that share a row, neighbours differently, and are 0 at
-        padding: none sees another, and in each positions are counted anew. They take the place of the mask,
-        and there can be no cache.
+        padding: none sees another, and in each positions are counted anew, unless given. They take the place
+        of the mask, and there can be no cache.
         """
         if documents is not None:
-            if mask is not None or cache is not None or positions is not None:
-                raise ValueError("documents leave nothing for a mask, a cache or positions to say: give none")
-            return self._forward_documents(embeds, documents)
+            if mask is not None or cache is not None:
+                raise ValueError("documents leave nothing for a mask or a cache to say: give neither")
+            return self.through_documents(embeds, documents, positions=positions)[0]
         rows, length = embeds.shape[:2]
         past = 0
         valid = None if mask is None else mask.bool()
@@ -288,8 +288,15 @@ class Llama(nn.Module):
         x, _ = self.norm(x, residual)
         return x if valid is None else x.masked_fill(~valid[:, past:, None], 0)
 
-    def _forward_documents(self, embeds: Tensor, documents: Tensor) -> Tensor:
-        """All rows as one, so that documents are found by their offsets alone; (B, S, D) -> (B, S, D)."""
+    def through_documents(
+        self, embeds: Tensor, documents: Tensor, *, positions: Tensor | None = None, after: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """What `forward` gives for documents, and what leaves the first `after` blocks; (B, S, D) each.
+
+        The latter is before any norm, and means nothing at padding; after no block it is the input.
+        """
+        if not 0 <= after <= len(self.layers):
+            raise ValueError(f"after must be from 0 to {len(self.layers)} blocks, not {after}")
         if documents.shape != embeds.shape[:2]:
             raise ValueError(f"documents must be {tuple(embeds.shape[:2])}, not {tuple(documents.shape)}")
         if documents.is_floating_point() or documents.dtype == torch.bool:
@@ -297,16 +304,22 @@ class Llama(nn.Module):
         padding = (documents == 0)[..., None]
         starts = document_starts(documents)
         place = torch.arange(len(starts) + 1, device=starts.device)
-        tables = rotary_tables((place[:-1] - starts)[None], self.config.head_width, self.config.rope_theta)
+        counted = place[:-1] - starts if positions is None else positions.flatten()
+        tables = rotary_tables(counted[None], self.config.head_width, self.config.rope_theta)
         rotary = tables[0].to(embeds.dtype), tables[1].to(embeds.dtype)
-        # One offset a position, most of them of documents of no length: their number needs no looking at.
+        # All rows as one, so that documents are found by their offsets alone: one offset a position, most of
+        # them of documents of no length, whose number needs no looking at.
         sight = Sight(offsets=torch.cat((starts, place[-1:])))
         # What padding holds is zero before it is multiplied by gradients of zero, which leave NaN as it is.
         x, residual = embeds.masked_fill(padding, 0).flatten(0, 1)[None], None
-        for block in self.layers:
+        passed = x
+        for number, block in enumerate(self.layers, start=1):
             x, residual = block(x, residual, rotary, sight, None)
+            if number == after:
+                passed = x + residual
         x, _ = self.norm(x, residual)
-        return x[0].unflatten(0, documents.shape).masked_fill(padding, 0)
+        last, passed = (each[0].unflatten(0, documents.shape) for each in (x, passed))
+        return last.masked_fill(padding, 0), passed
 
 
 def _padded_sight(valid: Tensor, past: int, cache: KeyValueCache | None) -> Sight:

@@ -136,7 +136,9 @@ class UViTDecoder(nn.Module):
         x = torch.cat((_over_channels(self.input_norm, x), features), dim=1)
         for block in self.blocks:
             x = block(x, time)
-        return F.pixel_shuffle(convolve(self.out_conv, _over_channels(self.out_norm, x)), LATENT_PATCH)
+        patches = convolve(self.out_conv, _over_channels(self.out_norm, x))
+        # What pixel_shuffle does, which has no gradient of an empty batch.
+        return rearrange(patches, "B (c p q) h w -> B c (h p) (w q)", p=LATENT_PATCH, q=LATENT_PATCH)
 
 
 def _over_channels(norm: RMSNorm, x: Tensor) -> Tensor:

@@ -13,19 +13,19 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from janus.config import JanusConfig
-from janus.training.data.outline import IGNORE
+from janus.config import AnyConfig, JanusFlowConfig
+from janus.training.data.outline import IGNORE, Geometry
 from janus.training.data.packing import PENDING, Batch
 from janus.training.log import GIB, duration, process_memory
-from janus.training.longest import Row, longest_row
+from janus.training.longest import Row, drawn_geometry, longest_row
 from janus.training.loop import learn
 from janus.training.memory import foretell, format_memory
+from janus.training.objectives import Sums, total
 from janus.training.parallel import Ranks, ranks, rows_of
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import KINDS
-from janus.training.run import begin
-from janus.training.start import start_config
-from janus.training.vq import code, total, vq_losses
+from janus.training.run import begin, takes_autoencoder
+from janus.training.start import start_config, start_vae_config
 from janus.training.vq_loop import begin as begin_vq
 
 
@@ -39,9 +39,12 @@ def dry_run(
     """
     with ranks(device) as place:
         tell = show if place.first else (lambda text: None)
-        memory = foretell(start_config(recipe.model), recipe, ranks=place.size, device=place.device.type)
+        config = start_config(recipe)
+        flow = isinstance(config, JanusFlowConfig) and takes_autoencoder(recipe)
+        vae = start_vae_config(recipe.model) if flow else None
+        memory = foretell(config, recipe, ranks=place.size, device=place.device.type, vae=vae)
         tell(format_memory(memory))
-        try_batch = _try_vq if recipe.task == "vq" else _try_janus
+        try_batch = _try_vq if recipe.is_of_pictures else _try_janus
         with tempfile.TemporaryDirectory() as nothing:
             kind, loss, seconds = try_batch(recipe, Path(nothing), place, memory.by_row)
         tell(
@@ -58,31 +61,39 @@ def _try_janus(
     config = run.model.config
     kinds = [kind for kind in KINDS if kind in by_row]
     kind = max(kinds, key=lambda each: by_row[each])
-    row = longest_row(config, recipe.data.sequence_length, kind)
-    batch = longest_batch(config, row, rows_of(recipe, place.size))
+    row = longest_row(config, recipe.data.sequence_length, kind, run.geometry)
+    batch = longest_batch(config, row, rows_of(recipe, place.size), run.geometry)
     labels = batch.text_labels + batch.code_labels
     start = time.perf_counter()
     losses = learn(run, batch, labels * place.size, exchange=True)
-    return f"{kind} rows", float(losses.sum()) / labels, time.perf_counter() - start
+    loss = float(total(Sums(*losses), recipe.loss, labels))
+    return f"{kind} rows", loss, time.perf_counter() - start
 
 
-def longest_batch(config: JanusConfig, row: Row, rows: int) -> Batch:
+def longest_batch(config: AnyConfig, row: Row, rows: int, geometry: Geometry | None = None) -> Batch:
     """Rows of one document each, with as many pictures as `longest_row` says; those drawn are grey.
 
-    Pictures come first, each behind the token that begins it, and words after them.
+    Pictures come first, each behind the token that begins it, and words after them. `geometry` is that of a
+    JanusFlow's drawings.
     """
-    seen, drawn, side = config.vision.tokens, config.picture_tokens, config.picture_size
+    seen, side = config.vision.tokens, config.picture_size
+    flow = isinstance(config, JanusFlowConfig)
+    drawn = drawn_geometry(config, geometry).tokens if row.drawn else 0
     place = torch.arange(row.length).expand(rows, -1)
-    taken = seen + 2 if row.seen else drawn + 1
+    taken = seen + 2 if row.seen else drawn + (2 if flow else 1)
     inside = (place - 1) % taken
     within = (place >= 1) & (place < 1 + row.seen * taken)
     code_mask = code_labels = torch.zeros_like(within)
     if row.drawn:
         inside = place % taken
         within = place < row.drawn * taken
-        code_labels = within & (inside >= 1)
-        code_mask = within & (inside >= 2)
-    image_mask = within & (inside >= 1) & (inside <= seen) if row.seen else torch.zeros_like(within)
+        first, second = within & (inside >= 1), within & (inside >= 2)
+        # A code is predicted before it is read. A time is read before its latents, and nothing predicts it.
+        code_mask, code_labels = (first, second) if flow else (second, first)
+    # JanusFlow's first embedding of a picture stands on its begin tag.
+    image_mask = torch.zeros_like(within)
+    if row.seen:
+        image_mask = within & (inside >= (0 if flow else 1)) & (inside <= seen)
     labels = torch.full_like(place, IGNORE)
     if row.words:
         labels[:, row.length - row.words :] = 0
@@ -98,6 +109,7 @@ def longest_batch(config: JanusConfig, row: Row, rows: int) -> Batch:
         code_labels_mask=code_labels,
         document=torch.ones_like(place),
         positions=place,
+        seeds=torch.zeros(rows * row.drawn, dtype=torch.long),
         tasks=((row.kind,),) * rows,
     )
 
@@ -106,10 +118,8 @@ def _try_vq(
     recipe: Recipe, folder: Path, place: Ranks, by_row: Mapping[str, int]
 ) -> tuple[str, float, float]:
     run = begin_vq(recipe, folder, place)
-    settings = recipe.vq_training()
     pixels: Tensor = next(iter(run.loader)).to(place.device)
     start = time.perf_counter()
-    coded = code(run.vq, pixels, run.state.step, settings)
-    loss = total(vq_losses(run.vq, coded, pixels, run.state, settings), settings)
+    loss = run.loss(pixels)
     loss.backward()
     return f"{len(pixels)} pictures", float(loss.detach()), time.perf_counter() - start

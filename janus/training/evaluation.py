@@ -18,9 +18,8 @@ from janus.training.data.documents import Builder
 from janus.training.data.limits import Guard
 from janus.training.data.loader import Loader
 from janus.training.data.mixture import Mixture
-from janus.training.data.outline import Geometry
-from janus.training.feed import parts_of
-from janus.training.objectives import encode
+from janus.training.feed import parts_of, vq_of
+from janus.training.objectives import Sums, figures
 from janus.training.parallel import computing
 from janus.training.parts import at_rest
 from janus.training.recipe_sections import Data, Evaluation
@@ -42,13 +41,12 @@ def build_evaluator(run: Run) -> Evaluator | None:
     if settings.evaluator == "shapes":
         return partial(_score_shapes, run, settings)
     recipe, model, place = run.recipe, run.model, run.place
-    geometry = Geometry.of(model.config)
     data = Data(sources=settings.sources)
-    parts = parts_of(data, side=model.config.picture_size, vq=model.vq, geometry=geometry)
+    parts = parts_of(data, side=model.config.picture_size, vq=vq_of(model), geometry=run.geometry)
     builder = Builder(
         processor=run.processor,
         guard=Guard(recipe.data.sequence_length, recipe.data.overlong),
-        geometry=geometry,
+        geometry=run.geometry,
         prompt_dropout=0.0,
     )
     # Of another seed than the training's: worlds without end then show what was never trained on.
@@ -66,19 +64,17 @@ def build_evaluator(run: Run) -> Evaluator | None:
 def _held_out_loss(run: Run, loader: Callable[[], Loader], batches: int) -> dict[str, float]:
     """The losses of the same documents every time, per labelled token."""
     place = run.place
-    found = torch.zeros(4, dtype=torch.float64, device=place.device)
+    found = torch.zeros((), dtype=torch.float64, device=place.device)
     with at_rest(run.model), nullcontext() if run.average is None else run.average.swapped():
         for batch in islice(loader(), batches):
-            moved = batch.to(place.device).tokenized(partial(encode, run.model))
+            moved = run.encoded(batch.to(place.device))
             with computing(run.recipe, place):
-                text, picture = run.objective(moved)
-            labels = found.new_tensor([batch.text_labels, batch.code_labels])
-            found += torch.cat((torch.stack((text, picture)).double(), labels))
-    text_sum, picture_sum, words, codes = place.summed(found).tolist()
-    weights = run.recipe.loss
-    figures = {"held_out_loss": (weights.text * text_sum + weights.picture * picture_sum) / (words + codes)}
-    figures |= {"held_out_text_loss": text_sum / words} if words else {}
-    return figures | ({"held_out_picture_loss": picture_sum / codes} if codes else {})
+                losses = torch.stack(run.objective(moved)).double()
+            labels = losses.new_tensor([batch.text_labels, batch.code_labels])
+            found = found + torch.cat((labels, losses))
+    words, codes, *sums = place.summed(found)
+    told = figures(Sums(*sums), run.recipe.loss, float(words), float(codes))
+    return {f"held_out_{name}": float(value) for name, value in told.items()}
 
 
 def _score_shapes(run: Run, settings: Evaluation) -> dict[str, float]:
@@ -87,7 +83,7 @@ def _score_shapes(run: Run, settings: Evaluation) -> dict[str, float]:
     scores: dict[str, float] = {}
     with shown(run) as model:
         if model is not None:
-            pipe, count = Pipeline(model, run.processor), settings.examples
+            pipe, count = Pipeline(model, run.processor, vae=run.vae), settings.examples
             drawn, seen = picture_sides(pipe)
             if "drawing" in kinds:
                 prompts = shapes.seen_prompts(count, SEED, split="validation", side=drawn)

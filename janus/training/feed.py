@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from janus.config import AnyConfig, JanusConfig
 from janus.models.janus import Janus
+from janus.models.vae import VAE
 from janus.models.vq import VQ
 from janus.processing.image import load_picture, square_picture, to_signed_pixels
 from janus.processing.processor import Processor
@@ -27,6 +29,7 @@ from janus.training.data.outline import Geometry
 from janus.training.data.rows import Drawing, located
 from janus.training.data.sources import World, hugging_face
 from janus.training.parallel import Ranks, rows_of
+from janus.training.parts import AnyModel
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Data
 from janus.training.recipe_sections import Source as Described
@@ -34,16 +37,25 @@ from janus.training.worlds import shapes
 from janus.training.worlds.shapes.raster import LEAST_SIDE
 
 
-def documents(recipe: Recipe, model: Janus, processor: Processor, place: Ranks) -> Loader:
+def geometry_of(config: AnyConfig, vae: VAE | None) -> Geometry | None:
+    """That of the pictures that a model draws; None of a JanusFlow without an autoencoder."""
+    if isinstance(config, JanusConfig):
+        return Geometry.of(config)
+    return None if vae is None else Geometry.of_flow(config, vae.config)
+
+
+def documents(
+    recipe: Recipe, model: AnyModel, processor: Processor, place: Ranks, vae: VAE | None = None
+) -> Loader:
     """The batches of a process: documents at the recipe's ratio, in rows of its length."""
-    geometry = Geometry.of(model.config)
+    geometry = geometry_of(model.config, vae)
     builder = Builder(
         processor=processor,
         guard=Guard(recipe.data.sequence_length, recipe.data.overlong),
         geometry=geometry,
         prompt_dropout=recipe.data.prompt_dropout,
     )
-    parts = parts_of(recipe.data, side=model.config.picture_size, vq=model.vq, geometry=geometry)
+    parts = parts_of(recipe.data, side=model.config.picture_size, vq=vq_of(model), geometry=geometry)
     return Loader(
         Mixture(parts, seed=recipe.seed, rank=place.rank, ranks=place.size),
         builder,
@@ -52,6 +64,11 @@ def documents(recipe: Recipe, model: Janus, processor: Processor, place: Ranks) 
         packed=recipe.data.packing,
         workers=recipe.data.workers,
     )
+
+
+def vq_of(model: AnyModel) -> VQ | None:
+    """The tokenizer of a model that has one."""
+    return model.vq if isinstance(model, Janus) else None
 
 
 def parts_of(data: Data, *, side: int, vq: VQ | None = None, geometry: Geometry | None = None) -> list[Part]:

@@ -14,7 +14,18 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from janus.config import AdapterConfig, JanusConfig, VisionConfig, VQConfig
+from janus.config import (
+    LATENT_PATCH,
+    AdapterConfig,
+    JanusConfig,
+    JanusFlowConfig,
+    LanguageConfig,
+    UViTConfig,
+    VisionConfig,
+    VQConfig,
+)
+from janus.models.uvit import KERNEL, MLP_RATIO
+from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
 
 
@@ -23,14 +34,16 @@ class Counts:
     """What a step holds.
 
     Positions (`tokens`, padding included), pairs of a position and one before it or itself that it attends to
-    (`pairs`, n (n + 1) / 2 of a document of n tokens), pictures `seen` and `tokenized`, codes that are read
-    (`codes`), and positions that predict a word or a code (`word_labels`, `code_labels`).
+    (`pairs`, n (n + 1) / 2 of a document of n tokens), pictures `seen`, `tokenized` (or made latents) and
+    `drawn`, codes that are read (`codes`), and positions that predict a word or a code (`word_labels`,
+    `code_labels`).
     """
 
     tokens: int = 0
     pairs: int = 0
     seen: int = 0
     tokenized: int = 0
+    drawn: int = 0
     codes: int = 0
     word_labels: int = 0
     code_labels: int = 0
@@ -44,9 +57,10 @@ class Cost:
     pairs: int
     seen: int
     tokenized: int
-    codes: int
+    drawn: int = 0
+    codes: int = 0
     word_labels: int
-    code_labels: int
+    code_labels: int = 0
 
     def of(self, counts: Counts) -> int:
         """FLOP of a step."""
@@ -60,22 +74,88 @@ def cost(config: JanusConfig, train: Collection[str]) -> Cost:
     of the two does, once where neither does. Attention costs three times its own where something before it
     learns, since both of what it multiplies have gradients then.
     """
-    language, head = config.language, config.image_head_width
+    width, head = config.language.width, config.image_head_width
     # Whether gradients flow in the language model's blocks: before the first of their layers stands a norm.
     reached = bool(set(train) - {"vq", "image_head", "text_head"})
-    query, key = language.heads * language.head_width, language.kv_heads * language.head_width
-    block = language.width * (2 * query + 2 * key + 3 * language.mlp_width)
-    attended = 4 * language.heads * language.head_width * language.layers
+    seen = _adapter(config.vision_adapter, "vision" in train, "vision_adapter" in train)
     return Cost(
-        tokens=language.layers * _linear(block, reached, "language" in train),
-        pairs=attended * (3 if reached else 1),
-        seen=_seen(config, train),
+        **_language(config.language, reached, train),
+        seen=_tower(config.vision, "vision" in train) + config.vision.tokens * seen,
         tokenized=tokenizing_flop(config.vq, config.picture_size),
         codes=_adapter(config.code_adapter, "code_embedding" in train, "code_adapter" in train),
-        word_labels=_linear(language.width * language.vocabulary, reached, "text_head" in train),
-        code_labels=_linear(language.width * head, reached, "image_head" in train)
+        code_labels=_linear(width * head, reached, "image_head" in train)
         + _linear(head * config.vq.codes, reached or "image_head" in train, "image_head" in train),
     )
+
+
+def flow_cost(
+    config: JanusFlowConfig, train: Collection[str], vae: VAEConfig | None, *, alignment: bool
+) -> Cost:
+    """As `cost`, of a JanusFlow; without an autoencoder nothing is drawn.
+
+    With `alignment` every picture that is drawn goes through SigLIP, forward, and its tokens through the
+    projector, which learns.
+    """
+    reached = bool(set(train) - {"velocity_norm", "velocity_adapter", "decoder", "text_head"})
+    vision, width, size = config.vision, config.language.width, config.picture_size
+    seen = _linear(vision.width * width, "vision" in train, "vision_adapter" in train)
+    tokenized = drawn = 0
+    if vae is not None:
+        tokens = (size // (vae.factor * LATENT_PATCH)) ** 2
+        tokenized = encoding_flop(vae, size) + (_tower(vision, False) if alignment else 0)
+        drawn = _drawn(config.uvit, width, tokens, reached, train)
+        if alignment:
+            inner = _linear(width**2, reached, True) + _linear(width**2, True, True)
+            drawn += tokens * (inner + _linear(width * vision.width, True, True))
+    return Cost(
+        **_language(config.language, reached, train),
+        seen=_tower(vision, "vision" in train) + vision.tokens * seen,
+        tokenized=tokenized,
+        drawn=drawn,
+    )
+
+
+def _language(config: LanguageConfig, reached: bool, train: Collection[str]) -> dict[str, int]:
+    """What positions, pairs of them and words cost; `reached`: gradients flow in the blocks."""
+    query, key = config.heads * config.head_width, config.kv_heads * config.head_width
+    block = config.width * (2 * query + 2 * key + 3 * config.mlp_width)
+    attended = 4 * config.heads * config.head_width * config.layers
+    return {
+        "tokens": config.layers * _linear(block, reached, "language" in train),
+        "pairs": attended * (3 if reached else 1),
+        "word_labels": _linear(config.width * config.vocabulary, reached, "text_head" in train),
+    }
+
+
+def _drawn(config: UViTConfig, width: int, tokens: int, reached: bool, train: Collection[str]) -> int:
+    """A picture of so many tokens through the U-ViT and its linear layers; for `reached` see `_language`."""
+    encodes, decodes = "encoder" in train, "decoder" in train
+    patch = config.latent_channels * config.kernel_size**2
+    encoder = (
+        _linear(config.width * config.time_width, False, encodes)
+        + _linear(config.time_width**2, encodes, encodes)
+        + tokens * _linear(patch * config.width, False, encodes)
+        + config.encoder_blocks
+        * _convnext(config.width, config.time_width, tokens, encodes, encodes, encodes)
+    )
+    adapters = _linear(config.width * width, encodes, "latent_adapter" in train) + _linear(
+        width * config.decoder_width, reached or "velocity_norm" in train, "velocity_adapter" in train
+    )
+    channels = config.decoder_width + config.width
+    # The first block's input has gradients where anything before it learns, its own norm included.
+    before = reached or decodes or encodes or bool({"velocity_norm", "velocity_adapter"} & set(train))
+    decoder = config.decoder_blocks * _convnext(
+        channels, config.time_width, tokens, before, encodes, decodes
+    ) + tokens * _linear(channels * LATENT_PATCH**2 * config.latent_channels, before, decodes)
+    return encoder + tokens * adapters + decoder
+
+
+def _convnext(channels: int, time_width: int, tokens: int, before: bool, time: bool, learns: bool) -> int:
+    """A block; `before` and `time` say whether its input, and the time's embedding, have gradients."""
+    inner = before or learns
+    return tokens * (
+        _linear(KERNEL**2 * channels, before, learns) + _linear(2 * MLP_RATIO * channels**2, inner, learns)
+    ) + _linear(2 * channels * time_width, time, learns)
 
 
 def _linear(weights: int, before: bool, learns: bool) -> int:
@@ -91,14 +171,8 @@ def _adapter(config: AdapterConfig, before: bool, learns: bool) -> int:
     return first + others * _linear(config.output_width**2, before or learns, learns)
 
 
-def _seen(config: JanusConfig, train: Collection[str]) -> int:
-    """A picture through SigLIP and the adapter."""
-    learns = "vision" in train
-    tower = _tower(config.vision, learns)
-    return tower + config.vision.tokens * _adapter(config.vision_adapter, learns, "vision_adapter" in train)
-
-
 def _tower(config: VisionConfig, learns: bool) -> int:
+    """A picture through SigLIP."""
     patches = _linear(3 * config.patch_size**2 * config.width, False, learns)
     block = _linear(4 * config.width**2 + 2 * config.width * config.mlp_width, learns, learns)
     attended = 4 * config.tokens * config.width * (3 if learns else 1)
@@ -115,11 +189,23 @@ def tokenizing_flop(config: VQConfig, size: int) -> int:
 
 
 @cache
-def reconstruction_flop(config: VQConfig, size: int) -> int:
-    """A picture of `size` pixels to a side through the VQ tokenizer and back, once, without the codebook."""
+def encoding_flop(config: VAEConfig, size: int) -> int:
+    """A picture of `size` pixels to a side through the encoder of an autoencoder of latents."""
     with torch.device("meta"), torch.no_grad():
-        vq = VQ(config)
-        return _count(lambda: vq.decode_latents(vq.latents(torch.empty(1, 3, size, size))))
+        vae = VAE(config)
+        return _count(lambda: vae.encode(torch.empty(1, 3, size, size)))
+
+
+@cache
+def reconstruction_flop(config: VQConfig | VAEConfig, size: int) -> int:
+    """A picture of `size` pixels to a side through a tokenizer and back, once, without a codebook."""
+    with torch.device("meta"), torch.no_grad():
+        pixels = torch.empty(1, 3, size, size)
+        if isinstance(config, VQConfig):
+            vq = VQ(config)
+            return _count(lambda: vq.decode_latents(vq.latents(pixels)))
+        vae = VAE(config)
+        return _count(lambda: vae.decode(vae.encode(pixels).mean))
 
 
 def _count(call: Callable[[], object]) -> int:

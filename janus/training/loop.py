@@ -8,21 +8,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from janus.config import JanusConfig
 from janus.training.data.packing import Batch
 from janus.training.evaluation import build_evaluator
-from janus.training.flops import Cost, cost
-from janus.training.objectives import Sums, count, encode, total
+from janus.training.flops import Cost, cost, flow_cost
+from janus.training.objectives import Sums, count, figures, total
 from janus.training.parallel import Ranks, clip, computing, exchanging, ranks
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
-from janus.training.run import Run, begin, export, is_due, keep, learning, open_log, set_rate, shown
+from janus.training.run import (
+    Run,
+    begin,
+    export,
+    is_due,
+    keep,
+    keep_autoencoder,
+    learning,
+    open_log,
+    set_rate,
+    shown,
+)
 from janus.training.samples import draw_and_ask
 from janus.training.schedule import factor
 from janus.training.vq_loop import train_vq
@@ -49,7 +60,7 @@ def train(
         raise ValueError("overrides change a recipe that is read: give its file, or change the recipe itself")
     folder = Path(folder)
     with ranks(device) as place, own_numbers(place.device):
-        if recipe.task == "vq":
+        if recipe.is_of_pictures:
             train_vq(recipe, folder, place, show)
         else:
             train_janus(recipe, folder, place, show)
@@ -66,9 +77,11 @@ def train_janus(
 ) -> None:
     """Train the language model and what is around it."""
     run = begin(recipe, folder, place)
+    if not run.step:
+        keep_autoencoder(run)
     evaluate = build_evaluator(run)
     log = open_log(recipe, folder, place, run.step, show)
-    parameters, costs = learning(run.model), cost(run.model.config, recipe.train)
+    parameters, costs = learning(run.model), cost_of(run)
     batches: Any = iter(run.loader)
     with closing(batches), closing(log) if log else nullcontext():
         while run.step < recipe.steps:
@@ -76,9 +89,9 @@ def train_janus(
             words, codes, tokens, places, flop = place.summed(holds(turns, costs).to(place.device)).tolist()
 
             rate = recipe.optimizer.lr * factor(run.step, recipe.schedule, recipe.steps)
-            losses = torch.zeros(2, device=place.device)
+            losses = torch.zeros((), device=place.device)
             for batch in turns:
-                losses += learn(run, batch, words + codes, exchange=batch is turns[-1])
+                losses = losses + learn(run, batch, words + codes, exchange=batch is turns[-1])
             norm = clip(parameters, recipe.optimizer.clip)
             check_finite(norm, run.step, rate)
             set_rate(run.optimizer, rate)
@@ -88,18 +101,15 @@ def train_janus(
                 run.average.update()
             run.step += 1
 
-            text, picture = place.summed(losses)
-            figures = {"loss": total(Sums(text, picture), recipe.loss, words + codes)}
-            figures |= {"text_loss": text / words} if words else {}
-            figures |= {"picture_loss": picture / codes} if codes else {}
+            found = figures(Sums(*place.summed(losses)), recipe.loss, words, codes)
             if log:
                 more = {"rate": rate, "norm": norm, "padding": 1 - tokens / places}
-                log.step({**figures, **more}, tokens=int(tokens), flop=int(flop))
+                log.step({**found, **more}, tokens=int(tokens), flop=int(flop))
             with log.aside() if log else nullcontext():
                 if is_due(run.step, recipe.log.samples_every):
                     with shown(run) as model:
                         if model is not None and log:
-                            log.samples(*draw_and_ask(model, run.processor, recipe))
+                            log.samples(*draw_and_ask(model, run.processor, recipe, vae=run.vae))
                 if evaluate is not None and recipe.evaluate and is_due(run.step, recipe.evaluate.every):
                     scores = evaluate()
                     if log:
@@ -109,8 +119,20 @@ def train_janus(
     export(run)
 
 
+def cost_of(run: Run) -> Cost:
+    """What the parts of a step of this run cost, in FLOP."""
+    config, train = run.model.config, run.recipe.train
+    if isinstance(config, JanusConfig):
+        return cost(config, train)
+    vae = None if run.vae is None else run.vae.config
+    return flow_cost(config, train, vae, alignment=bool(run.recipe.loss.alignment))
+
+
 def holds(turns: Sequence[Batch], costs: Cost) -> Tensor:
-    """Of a process's share of a step: labelled words and codes, tokens, positions, FLOP; exact to 2 ** 53."""
+    """Of a process's share of a step: labelled words and codes, tokens, positions, FLOP; exact to 2 ** 53.
+
+    Of a flow, labelled tokens of latents count as codes.
+    """
     held = [count(batch) for batch in turns]
     tokens = sum(batch.tokens for batch in turns)
     flop = sum(costs.of(each) for each in held)
@@ -120,15 +142,18 @@ def holds(turns: Sequence[Batch], costs: Cost) -> Tensor:
 
 
 def learn(run: Run, batch: Batch, labels: float, *, exchange: bool) -> Tensor:
-    """One turn, forward and backward; -> the sums of both losses (2,). `labels` are all those of the step."""
+    """One turn, forward and backward; -> the sums of its losses (2,), of a flow (3,).
+
+    `labels` are all those of the step.
+    """
     place, recipe = run.place, run.recipe
-    batch = batch.to(place.device, non_blocking=True).tokenized(partial(encode, run.model))
+    batch = run.encoded(batch.to(place.device, non_blocking=True))
     with exchanging(run.objective, exchange):
         with computing(recipe, place):
-            text, picture = run.objective(batch)
+            losses = run.objective(batch)
         # Gradients are averaged over processes; of the sums that they are to be, that is one part each.
-        total(Sums(text, picture), recipe.loss, labels / place.size).backward()
-    return torch.stack((text.detach(), picture.detach()))
+        total(Sums(*losses), recipe.loss, labels / place.size).backward()
+    return torch.stack([loss.detach() for loss in losses])
 
 
 def check_finite(norm: Tensor, step: int, rate: float) -> None:

@@ -19,8 +19,7 @@ from torch import nn
 
 from janus.checks import one_line
 from janus.files import write_whole
-from janus.models.janus import Janus
-from janus.training.parts import freeze, trained
+from janus.training.parts import AnyModel, freeze, trained
 from janus.training.recipe_sections import LoRA
 
 NAME = "default"  # peft can have several in a model
@@ -28,7 +27,7 @@ WEIGHTS = "adapter_model.safetensors"
 PREFIX = "base_model.model."  # of the model within peft's own wrapper
 
 
-def add_adapters(model: Janus, settings: LoRA, *, train: Collection[str] = (), seed: int = 0) -> None:
+def add_adapters(model: AnyModel, settings: LoRA, *, train: Collection[str] = (), seed: int = 0) -> None:
     """Put adapters into a model, in place: they learn, beside the parts named in `train`, and nothing else.
 
     They begin without effect: A is random, by `seed`, and B is zero. Raises ValueError where peft is missing,
@@ -53,7 +52,7 @@ def add_adapters(model: Janus, settings: LoRA, *, train: Collection[str] = (), s
         layer.lora_dropout.train()
 
 
-def _inject(model: Janus, config: Any) -> None:
+def _inject(model: AnyModel, config: Any) -> None:
     for target in config.target_modules:
         named = [module for name, module in model.named_modules() if f".{name}".endswith(f".{target}")]
         if not named or not all(isinstance(module, nn.Linear) for module in named):
@@ -69,7 +68,7 @@ def adapted(model: nn.Module) -> dict[str, Any]:
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
-def merge_adapters(model: Janus) -> None:
+def merge_adapters(model: AnyModel) -> None:
     """Replace layers with an adapter by plain ones that compute the same, for good, in place."""
     for name, layer in adapted(model).items():
         model.set_submodule(name, _plain(layer))
@@ -88,7 +87,7 @@ def _plain(layer: Any) -> nn.Module:
     return plain
 
 
-def save_adapters(model: Janus, folder: str | Path) -> Path:
+def save_adapters(model: AnyModel, folder: str | Path) -> Path:
     """Write a model's adapters, without the model, as peft does; -> the folder.
 
     Raises ValueError for a model that has none.
@@ -110,7 +109,7 @@ def save_adapters(model: Janus, folder: str | Path) -> Path:
     return folder
 
 
-def load_adapters(model: Janus, folder: str | Path) -> None:
+def load_adapters(model: AnyModel, folder: str | Path) -> None:
     """Put the adapters of a folder into the model that they were trained on, or one like it, in place.
 
     They do not learn until told to. Raises ValueError, before the model has changed, for a folder without

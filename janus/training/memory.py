@@ -14,11 +14,14 @@ import torch
 from torch import nn
 
 from janus.checks import require_whole
-from janus.config import JanusConfig, VQConfig
+from janus.config import AnyConfig, JanusConfig, VQConfig
 from janus.models.janus import Janus
 from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
+from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
+from janus.training.architecture import Architecture
+from janus.training.data.outline import Geometry
 from janus.training.longest import longest_row, rows_loss
 from janus.training.parallel import rows_of
 from janus.training.parts import freeze, parameters, trained
@@ -27,14 +30,18 @@ from janus.training.recipe_sections import KINDS, Kind
 from janus.training.weigh import (
     DTYPES,
     Loss,
+    Weighed,
     computing_dtype,
     discriminator_of,
+    hollow_model,
     prepare,
     weigh,
+    weigh_encoding,
     weigh_tokenizing,
+    weigh_vae,
     weigh_vq,
 )
-from janus.weights.load import empty_model
+from janus.weights.vae import empty_vae
 
 GIB = 1 << 30
 
@@ -56,7 +63,7 @@ class Memory:
     `step` for both at its worst moment, less than their sum. `by_row` tells this moment where all rows are of
     one task, of which `activations` and `step` are the worst, and `otherwise` where activation checkpointing
     is the other way than `checkpointing` says. `tokens` are at most so many a step, over all processes; of a
-    VQ tokenizer they are codes.
+    VQ tokenizer they are codes, of an autoencoder places of its latents.
     """
 
     parts: Mapping[str, Part]
@@ -79,35 +86,55 @@ class Memory:
 
 
 def foretell(
-    config: JanusConfig | VQConfig,
+    config: Architecture,
     recipe: Recipe,
     *,
     ranks: int = 1,
     device: str = "cpu",
     loss: Loss = rows_loss,
+    vae: VAEConfig | None = None,
 ) -> Memory:
     """The memory of a recipe on `ranks` processes, each with its own device.
 
-    `config` is the architecture that `recipe.model` leads to. `loss` computes the step's loss as training
-    does; left out, heads are applied where something is to be predicted, and nowhere else. Raises ValueError
-    for parts that the model has not, a batch that cannot be shared out, a row without room for a picture, and
-    a device that is not there.
+    `config` is the architecture that `recipe.model` leads to, `vae` that of the autoencoder that a JanusFlow
+    draws with. `loss` computes the step's loss as training does; left out, heads are applied where something
+    is to be predicted, and nowhere else. Raises ValueError for parts that the model has not, a batch that
+    cannot be shared out, a row without room for a picture, and a device that is not there.
     """
     require_whole("ranks", ranks, least=1)
     rows = rows_of(recipe, ranks)
-    if recipe.task == "vq":
-        return _foretell_vq(config if isinstance(config, VQConfig) else config.vq, recipe, rows, device)
-    assert isinstance(config, JanusConfig)  # the recipe was checked
-    model = empty_model(config)
+    if recipe.is_of_pictures:
+        own = config.vq if isinstance(config, JanusConfig) else config
+        assert isinstance(own, VQConfig | VAEConfig)  # the recipe was checked
+        return _foretell_autoencoder(own, recipe, rows, device)
+    assert isinstance(config, AnyConfig)
+    model = hollow_model(config, recipe)
     prepare(model, recipe)
     parts, state = _parts(model), _state(model, recipe, ranks, device)
-    longest = {kind: longest_row(config, recipe.data.sequence_length, kind) for kind in _kinds(recipe)}
-    weighed = {
-        kind: weigh(config, recipe, row, rows, device=device, loss=loss) for kind, row in longest.items()
+    geometry = None
+    if not isinstance(config, JanusConfig) and vae is not None:
+        geometry = Geometry.of_flow(config, vae)
+        _add_vae(vae, parts, state)
+    longest = {
+        kind: longest_row(config, recipe.data.sequence_length, kind, geometry) for kind in _kinds(recipe)
     }
+
+    def weighing(kind: Kind, checkpointing: bool | None = None) -> Weighed:
+        return weigh(
+            config,
+            recipe,
+            longest[kind],
+            rows,
+            device=device,
+            checkpointing=checkpointing,
+            loss=loss,
+            geometry=geometry,
+        )
+
+    weighed = {kind: weighing(kind) for kind in longest}
     worst = max(weighed, key=lambda kind: weighed[kind].most)
     other = not recipe.activation_checkpointing
-    otherwise = weigh(config, recipe, longest[worst], rows, device=device, checkpointing=other, loss=loss)
+    otherwise = weighing(worst, other)
     full = sum(part.learning for part in parts.values()) * DTYPES[recipe.precision].itemsize
 
     def moment(most: int) -> int:
@@ -117,7 +144,11 @@ def foretell(
     by_row: dict[str, int] = {kind: moment(each.most) for kind, each in weighed.items()}
     if "drawing" in longest:  # over before there are activations
         pictures = longest["drawing"].drawn * rows
-        by_row["tokenizing"] = weigh_tokenizing(config, recipe, pictures, device=device)
+        if isinstance(config, JanusConfig):
+            by_row["tokenizing"] = weigh_tokenizing(config, recipe, pictures, device=device)
+        else:
+            assert vae is not None
+            by_row["latents"] = weigh_encoding(vae, pictures, config.picture_size, device=device)
     return Memory(
         parts=parts,
         **state,
@@ -130,10 +161,18 @@ def foretell(
     )
 
 
-def _foretell_vq(config: VQConfig, recipe: Recipe, pictures: int, device: str) -> Memory:
-    settings = recipe.vq_training()
+def _add_vae(config: VAEConfig, parts: dict[str, Part], state: dict[str, Any]) -> None:
+    """Count an autoencoder that stands still, which every process has whole and in float32, in place."""
+    numbers = sum(weight.numel() for weight in empty_vae(config).parameters())
+    parts["vae"] = Part(numbers, 0)
+    state["weights"] += numbers * torch.float32.itemsize
+
+
+def _foretell_autoencoder(config: VQConfig | VAEConfig, recipe: Recipe, pictures: int, device: str) -> Memory:
+    settings = recipe.vq_training() if isinstance(config, VQConfig) else recipe.vae_training()
     with torch.device("meta"):
-        vq, discriminator = VQ(config), discriminator_of(settings)
+        vq = VQ(config) if isinstance(config, VQConfig) else VAE(config)
+        discriminator = discriminator_of(settings)
     freeze(vq, recipe.train)
     parts, state = _parts(vq), _state(vq, recipe, 1, device)
     judge = 0
@@ -142,8 +181,11 @@ def _foretell_vq(config: VQConfig, recipe: Recipe, pictures: int, device: str) -
         parts["discriminator"] = Part(judge, judge)
         for kind, times in (("weights", 1), ("gradients", 1), ("moments", 2)):
             state[kind] += judge * times * 4
-    weighed = weigh_vq(config, recipe, pictures, device=device)
-    side = (recipe.vq.picture_size if recipe.vq else 256) // config.factor
+    if isinstance(config, VQConfig):
+        weighed = weigh_vq(config, recipe, pictures, device=device)
+    else:
+        weighed = weigh_vae(config, recipe, pictures, device=device)
+    side = recipe.picture_size // config.factor
     return Memory(
         parts=parts,
         **state,

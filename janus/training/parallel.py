@@ -21,10 +21,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from janus.devices import resolve_device
 from janus.inference.ranks import meet, several
-from janus.models.janus import Janus
 from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
+from janus.training.flow import FlowObjective
 from janus.training.objectives import Objective
+from janus.training.parts import ALIGNMENT, AnyModel
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Parallel
 from janus.training.weigh import computing_dtype, precision
@@ -106,7 +107,7 @@ def is_split(recipe: Recipe, place: Ranks) -> bool:
     return recipe.parallel.kind == "fsdp" and place.size > 1
 
 
-def parallelize(objective: Objective, recipe: Recipe, place: Ranks) -> nn.Module:
+def parallelize(objective: Objective | FlowObjective, recipe: Recipe, place: Ranks) -> nn.Module:
     """The objective as this process calls it; of a model that is split, in place.
 
     What learns is to be settled before, and the optimizer built afterwards. Raises ValueError for a mesh that
@@ -150,7 +151,7 @@ def mesh_shape(parallel: Parallel, size: int) -> tuple[int, int]:
     return replicas, shards
 
 
-def _split(objective: Objective, recipe: Recipe, place: Ranks) -> nn.Module:
+def _split(objective: Objective | FlowObjective, recipe: Recipe, place: Ranks) -> nn.Module:
     """FSDP2: each block by itself, all else together; gradients are averaged in float32.
 
     The tokenizer of pictures stays whole: nothing in it learns, and only processes that have pictures run it.
@@ -168,7 +169,7 @@ def _split(objective: Objective, recipe: Recipe, place: Ranks) -> nn.Module:
     for block in objective.modules():
         if isinstance(block, Block | VisionBlock):
             fully_shard(block, mesh=mesh, mp_policy=policy)
-    whole = set(objective.model.vq.parameters())
+    whole = set(objective.model.vq.parameters()) if isinstance(objective, Objective) else set()
     fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
     return objective
 
@@ -198,14 +199,17 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(model: Janus, place: Ranks) -> Janus | None:
-    """A model that is split, put together on the CPU of the first process; on the others None."""
+def gathered(model: AnyModel, place: Ranks) -> AnyModel | None:
+    """A model that is split, put together on the CPU of the first process; on the others None.
+
+    What it has for learning only is left out.
+    """
     from janus.weights.load import empty_model
 
-    copy = empty_model(model.config) if place.first else None
+    copy: AnyModel | None = empty_model(model.config) if place.first else None
     for name, parameter in model.named_parameters():
         tensor = whole(parameter.detach())
-        if copy is not None:
+        if copy is not None and not name.startswith(f"{ALIGNMENT}."):
             owner = copy.get_submodule(name.rpartition(".")[0])
             setattr(owner, name.rpartition(".")[2], nn.Parameter(tensor.cpu(), requires_grad=False))
     if copy is not None:

@@ -7,6 +7,8 @@ learns. Here it learns where its adapter does, from stage 1 on, since the adapte
 `start_from_codebook` lets it begin at the codebook instead of at random, and the two go apart from there.
 The codebook itself, by which pictures become codes and codes pictures, belongs to `vq`, to which no loss on
 codes gives a gradient.
+
+JanusFlow has parts of its own, named as its modules are. Its autoencoder of latents is another model.
 """
 
 from __future__ import annotations
@@ -19,9 +21,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.quantized import QuantizedLinear
+from janus.models.vae import VAE
 from janus.models.vq import VQ
 from janus.training.recipe_fields import show, unknown
+
+AnyModel = Janus | JanusFlow
 
 # The modules, or parameters, of which a part is made; the parts of a model hold all of it, and nothing twice.
 PARTS: dict[str, tuple[str, ...]] = {
@@ -35,9 +41,29 @@ PARTS: dict[str, tuple[str, ...]] = {
     "language": ("language.layers", "language.norm"),
     "text_head": ("language.head",),
 }
+# `begin_embedding` stands where a picture that is seen begins, and learns where the adapter does.
+FLOW_PARTS: dict[str, tuple[str, ...]] = {
+    "vision": ("vision",),
+    "vision_adapter": ("vision_adapter",),
+    "begin_embedding": ("begin_embedding",),
+    "encoder": ("encoder",),
+    "latent_adapter": ("latent_adapter",),
+    "velocity_norm": ("velocity_norm",),
+    "velocity_adapter": ("velocity_adapter",),
+    "decoder": ("decoder",),
+    "embed": ("language.embed",),
+    "language": ("language.layers", "language.norm"),
+    "text_head": ("language.head",),
+}
+# What a JanusFlow has beside them while it learns, and only then (`janus.training.flow`): it always learns.
+ALIGNMENT = "alignment"
 VQ_PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder", "quant_conv"),
     "codebook": ("codebook",),
+    "decoder": ("post_quant_conv", "decoder"),
+}
+VAE_PARTS: dict[str, tuple[str, ...]] = {
+    "encoder": ("encoder", "quant_conv"),
     "decoder": ("post_quant_conv", "decoder"),
 }
 
@@ -46,15 +72,33 @@ VQ_PARTS: dict[str, tuple[str, ...]] = {
 STAGE_1 = ("vision_adapter", "code_embedding", "code_adapter", "image_head")
 STAGE_2 = (*STAGE_1, "embed", "language", "text_head")
 STAGE_3 = ("vision", *STAGE_2)
+# Those of JanusFlow (Ma et al., 2024): the linear layers and the U-ViT; all but SigLIP; all.
+FLOW_STAGE_1 = (
+    "vision_adapter",
+    "begin_embedding",
+    "encoder",
+    "latent_adapter",
+    "velocity_norm",
+    "velocity_adapter",
+    "decoder",
+)
+FLOW_STAGE_2 = (*FLOW_STAGE_1, "embed", "language", "text_head")
+FLOW_STAGE_3 = ("vision", *FLOW_STAGE_2)
 
 
 def parts_of(model: nn.Module) -> dict[str, tuple[str, ...]]:
     """The table of a model's class."""
     if isinstance(model, Janus):
         return PARTS
+    if isinstance(model, JanusFlow):
+        return FLOW_PARTS
     if isinstance(model, VQ):
         return VQ_PARTS
-    raise ValueError(f"a {type(model).__name__} has no parts that are known: train a Janus or a VQ")
+    if isinstance(model, VAE):
+        return VAE_PARTS
+    raise ValueError(
+        f"a {type(model).__name__} has no parts that are known: train a Janus, a JanusFlow, a VQ or a VAE"
+    )
 
 
 def check_parts(train: Iterable[str], known: Collection[str]) -> None:
@@ -79,6 +123,8 @@ def part_of(name: str, parts: Mapping[str, tuple[str, ...]]) -> str:
 def parameters(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
     """By part, the parameters by name; a head that is the word table itself is the table's alone."""
     parts = parts_of(model)
+    if hasattr(model, ALIGNMENT):
+        parts = parts | {ALIGNMENT: (ALIGNMENT,)}
     found: dict[str, dict[str, nn.Parameter]] = {part: {} for part in parts}
     for name, parameter in model.named_parameters():
         found[part_of(name, parts)][name] = parameter
@@ -90,7 +136,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def freeze(model: Janus | VQ, train: Collection[str]) -> None:
+def freeze(model: AnyModel | VQ | VAE, train: Collection[str]) -> None:
     """Let the parts named in `train` learn, in training mode, and have all others stand still.
 
     Raises ValueError for unknown parts, for quantised ones, for one of two that are tied, and where nothing
@@ -98,7 +144,7 @@ def freeze(model: Janus | VQ, train: Collection[str]) -> None:
     """
     parts = parts_of(model)
     check_parts(train, parts)
-    if isinstance(model, Janus) and model.config.language.tied_head:
+    if isinstance(model, AnyModel) and model.config.language.tied_head:
         named = [part for part in ("embed", "text_head") if part in train]
         if len(named) == 1:
             raise ValueError(f"{named[0]} is tied in this model: train both embed and text_head, or neither")

@@ -11,10 +11,12 @@ import json
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from janus.config import JanusConfig, VQConfig
+from janus.config import AnyConfig, JanusConfig, JanusFlowConfig, VQConfig
+from janus.models.vae import VAEConfig
 from janus.training.architecture import render_architecture
-from janus.training.parts import PARTS, VQ_PARTS, check_parts
+from janus.training.parts import FLOW_PARTS, PARTS, VAE_PARTS, VQ_PARTS, check_parts
 from janus.training.recipe_fields import NONE, RecipeError, Section, number, show
+from janus.training.recipe_learning import FlowLearning, VAELearning, VQLearning
 from janus.training.recipe_sections import (
     Checkpoints,
     Data,
@@ -27,13 +29,13 @@ from janus.training.recipe_sections import (
     Parallel,
     Schedule,
     Start,
-    VQLearning,
 )
 
 if TYPE_CHECKING:
+    from janus.training.vae import VAETraining
     from janus.training.vq import VQTraining
 
-Task = Literal["janus", "sft", "vq"]
+Task = Literal["janus", "sft", "vq", "vae"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +43,12 @@ class Recipe(Section):
     """A run of training.
 
     `task`: "janus" trains on a mixture of tasks at a ratio; "sft" fine-tunes a whole checkpoint, on a ratio
-    or else on sources by their weights; "vq" trains the picture tokenizer, with the settings `vq`. The
-    `model` says what the weights begin as; `train` names the parts that learn (`janus.training.parts`),
-    beside those that get adapters by `lora`. `data` are read for so many `steps`, each of a `batch` of rows
-    (packed ones; documents without packing; pictures for "vq") over all processes (`parallel`), which take
-    theirs in `accumulate` turns.
+    or else on sources by their weights; "vq" trains the picture tokenizer, with the settings `vq`, and "vae"
+    the autoencoder of JanusFlow's latents, with those of `vae`. The `model` says what the weights begin as,
+    and which family they are of: a JanusFlow learns to draw with the settings `flow`. `train` names the parts
+    that learn (`janus.training.parts`), beside those that get adapters by `lora`. `data` are read for so many
+    `steps`, each of a `batch` of rows (packed ones; documents without packing; pictures for "vq" and "vae")
+    over all processes (`parallel`), which take theirs in `accumulate` turns.
 
     `optimizer`, `schedule` and the weights in `loss` say how it learns. `precision`: "autocast" keeps the
     weights in float32 and computes in bfloat16, "bfloat16" keeps them in it too; sums over processes are
@@ -71,6 +74,8 @@ class Recipe(Section):
     ema: float | None = number(None, least=0, below=1)
     loss: LossWeights = field(default_factory=LossWeights)
     vq: VQLearning | None = None
+    vae: VAELearning | None = None
+    flow: FlowLearning | None = None
     lora: LoRA | None = None
     log: Log = field(default_factory=Log)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
@@ -90,58 +95,100 @@ class Recipe(Section):
                 f"{spent} steps {parts} are more than steps = {self.steps}: have fewer, or train for longer"
             )
             raise RecipeError(("schedule", "decay" if self.schedule.decay else "warmup"), text)
-        if self.task == "vq":
-            self._check_vq()
+        if self.is_of_pictures:
+            self._check_autoencoder()
         else:
             self._check_janus()
+
+    @property
+    def is_of_pictures(self) -> bool:
+        """Whether it trains what turns pictures into codes or latents, by itself."""
+        return self.task in ("vq", "vae")
+
+    @property
+    def picture_size(self) -> int:
+        """The side, in pixels, of the pictures that an autoencoder learns from."""
+        assert self.is_of_pictures
+        learning = (self.vq or VQLearning()) if self.task == "vq" else (self.vae or VAELearning())
+        return learning.picture_size
 
     def _check_what_learns(self) -> None:
         for place in range(len(self.train)):
             try:
-                check_parts(self.train[: place + 1], VQ_PARTS if self.task == "vq" else PARTS)
+                check_parts(self.train[: place + 1], self._parts())
             except ValueError as error:
                 raise RecipeError(("train", place), str(error)) from None
         if not self.train and self.lora is None:
             raise RecipeError(("train",), "is empty, and there is no lora: name the parts that learn")
 
-    def _check_vq(self) -> None:
-        """What concerns the tokenizer, and nothing that concerns the language model."""
+    def _parts(self) -> tuple[str, ...]:
+        """The parts of the model, as far as the recipe tells: a checkpoint's may be of either kind."""
+        if self.is_of_pictures:
+            return tuple(VQ_PARTS if self.task == "vq" else VAE_PARTS)
+        if isinstance(self.model.architecture, JanusFlowConfig):
+            return tuple(FLOW_PARTS)
+        return tuple(PARTS if self.model.checkpoint is None else PARTS | FLOW_PARTS)
+
+    def _check_autoencoder(self) -> None:
+        """What concerns an autoencoder, and nothing that concerns the language model."""
+        task = f"task = {show(self.task)}"
         if self.precision == "bfloat16":
-            text = '"bfloat16" is too coarse for the weights of a tokenizer: give "autocast" or "float32"'
+            name = "a tokenizer" if self.task == "vq" else "an autoencoder"
+            text = f'"bfloat16" is too coarse for the weights of {name}: give "autocast" or "float32"'
             raise RecipeError(("precision",), text)
         if self.optimizer.clip is None:
-            raise RecipeError(("optimizer", "clip"), 'is none, and task = "vq" needs one: give a number')
+            raise RecipeError(("optimizer", "clip"), f"is none, and {task} needs one: give a number")
+        other = "vae" if self.task == "vq" else "vq"
         own = {
             ("accumulate",): self.accumulate > 1,
             ("activation_checkpointing",): self.activation_checkpointing,
             ("compile",): self.compile,
             ("parallel", "kind"): self.parallel.kind == "fsdp",
             ("lora",): self.lora is not None,
+            ("flow",): self.flow is not None,
+            (other,): getattr(self, other) is not None,
             ("loss",): self.loss != LossWeights(),
             ("evaluate",): self.evaluate is not None,
             ("defaults",): self.defaults is not None,
         }
         for key, given in own.items():
             if given:
-                raise RecipeError(key, 'says nothing to task = "vq": take it out')
-        for name in ("vision", "language", "processor", "world"):
+                raise RecipeError(key, f"says nothing to {task}: take it out")
+        for name in ("vision", "language", "processor", "world", other):
             if getattr(self.model, name) is not None:
-                raise RecipeError(("model", name), 'says nothing to task = "vq": take it out')
+                raise RecipeError(("model", name), f"says nothing to {task}: take it out")
         if self.model.vq is not None and self.model.checkpoint is not None:
             text = f"contradicts checkpoint = {show(self.model.checkpoint)}: the tokenizer is of one of them"
             raise RecipeError(("model", "vq"), text)
+        if self.task == "vae":
+            self._check_vae_start()
+        elif isinstance(self.model.architecture, VAEConfig | JanusFlowConfig):
+            raise RecipeError(("model", "architecture"), "has no VQ tokenizer: give one's sizes, as a vq")
         if self.data.ratio is not None:
-            raise RecipeError(
-                ("data", "ratio"), 'says nothing to task = "vq", all of whose data are pictures'
-            )
+            raise RecipeError(("data", "ratio"), f"says nothing to {task}, all of whose data are pictures")
         for place, source in enumerate(self.data.sources):
             if source.task != "drawing":
-                text = f'{show(source.task)} is not read for task = "vq": give sources of task "drawing"'
+                text = f'{show(source.task)} is not read for {task}: give sources of task "drawing"'
                 raise RecipeError(("data", "sources", place, "task"), text)
 
+    def _check_vae_start(self) -> None:
+        if self.model.vae is not None:
+            text = 'names one that stands still: give the one to go on from as checkpoint, for task = "vae"'
+            raise RecipeError(("model", "vae"), text)
+        if self.model.checkpoint is None and not isinstance(self.model.architecture, VAEConfig):
+            raise RecipeError(
+                ("model", "architecture"), "is no autoencoder of latents: give the sizes, as a vae"
+            )
+
     def _check_janus(self) -> None:
-        if self.vq is not None:
-            raise RecipeError(("vq",), f'is of task = "vq", not {show(self.task)}: take it out')
+        for name in ("vq", "vae"):
+            if getattr(self, name) is not None:
+                raise RecipeError((name,), f"is of task = {show(name)}, not {show(self.task)}: take it out")
+        if isinstance(self.model.architecture, VAEConfig):
+            text = "is an autoencoder of latents alone: give the parts of a JanusFlow"
+            raise RecipeError(("model", "architecture"), text)
+        if isinstance(self.model.architecture, JanusConfig | JanusFlowConfig):
+            self.check_kind(self.model.architecture)
         if "vq" in self.train:
             text = f'no loss of task = {show(self.task)} reaches "vq": train it by itself, with task = "vq"'
             raise RecipeError(("train", self.train.index("vq")), text)
@@ -164,24 +211,60 @@ class Recipe(Section):
             text = 'is "fsdp", which would split weights that stand still: adapters train with "ddp"'
             raise RecipeError(("parallel", "kind"), text)
 
+    def check_kind(self, config: AnyConfig) -> None:
+        """RecipeError where it says what a model of this architecture knows nothing of.
+
+        Of a checkpoint only who has read it can tell, so that it is for them to call.
+        """
+        flow = isinstance(config, JanusFlowConfig)
+        changed = self.loss.alignment != LossWeights().alignment
+        foreign = (
+            {
+                ("model", "vq"): self.model.vq is not None,
+                ("model", "code_embedding"): self.model.code_embedding != "random",
+                ("defaults",): self.defaults is not None,  # temperatures are of codes
+            }
+            if flow
+            else {
+                ("model", "vae"): self.model.vae is not None,
+                ("flow",): self.flow is not None,
+                ("loss", "alignment"): changed,
+            }
+        )
+        for key, given in foreign.items():
+            if given:
+                name = "a JanusFlow" if flow else "a Janus, which draws by codes"
+                raise RecipeError(key, f"says nothing to {name}: take it out")
+
     def vq_training(self) -> VQTraining:
         """The settings of `janus.training.vq` for a recipe of task "vq"."""
         from janus.training.vq import VQTraining
 
-        learning, optimizer = self.vq or VQLearning(), self.optimizer
         assert self.task == "vq"
+        return VQTraining(**self._autoencoding(self.vq or VQLearning()))
+
+    def vae_training(self) -> VAETraining:
+        """The settings of `janus.training.vae` for a recipe of task "vae"."""
+        from janus.training.vae import VAETraining
+
+        assert self.task == "vae"
+        return VAETraining(**self._autoencoding(self.vae or VAELearning()))
+
+    def _autoencoding(self, learning: VQLearning | VAELearning) -> dict[str, Any]:
+        """The section's settings, and those that come from other sections."""
+        optimizer = self.optimizer
         assert optimizer.clip is not None  # else the recipe would not have been made
         own = {each.name: getattr(learning, each.name) for each in fields(learning)}
         del own["picture_size"]
-        return VQTraining(
+        return {
             **own,
-            learning_rate=optimizer.lr,
-            betas=optimizer.betas,
-            weight_decay=optimizer.weight_decay,
-            clip=optimizer.clip,
-            bfloat16=self.precision == "autocast",
-            seed=self.seed,
-        )
+            "learning_rate": optimizer.lr,
+            "betas": optimizer.betas,
+            "weight_decay": optimizer.weight_decay,
+            "clip": optimizer.clip,
+            "bfloat16": self.precision == "autocast",
+            "seed": self.seed,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """The tables, lists, texts and numbers of a file; `build` makes an equal recipe of them."""
@@ -195,7 +278,7 @@ class Recipe(Section):
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, JanusConfig | VQConfig):
+    if isinstance(value, JanusConfig | JanusFlowConfig | VQConfig | VAEConfig):
         return render_architecture(value)
     if is_dataclass(value):
         values = {each: getattr(value, each.name) for each in fields(value)}

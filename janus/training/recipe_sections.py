@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from janus.config import JanusConfig, VQConfig
+from janus.config import JanusConfig, JanusFlowConfig, VQConfig
+from janus.models.vae import VAEConfig
 from janus.training.architecture import parse_architecture
 from janus.training.recipe_fields import RecipeError, Section, number, show, unknown
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
@@ -24,20 +25,25 @@ class Start(Section):
     Either `checkpoint`, the folder or hub id of a whole model; or an `architecture`, the name of a preset or
     a table of sizes (`janus.training.architecture`), whose weights are random but for the parts that are
     given: `vision`, the name of a SigLIP of timm, `language`, a folder or hub id of Llama's safetensors,
-    `vq`, a folder of this library. (A `vq` may take the place of a checkpoint's, too.) `processor` is the
-    folder or hub id of the tokenizer's and processor's files, the checkpoint's own if left out; in its place
-    there can be a `world`, from whose sentences a tokenizer of the architecture's vocabulary is made.
-    `code_embedding` is what the table of codes that the language model reads begins as: random, or the
-    tokenizer's codebook at unit length (`janus.training.parts`).
+    `vq`, a folder of this library. (A `vq` may take the place of a checkpoint's, too.) `vae` is the folder or
+    hub id of the autoencoder that a JanusFlow's pictures go through; left out, that in the checkpoint's own
+    folder `vae`, else the released one. It does not learn. `processor` is the folder or hub id of the
+    tokenizer's and processor's files, the checkpoint's own if left out; in its place there can be a `world`,
+    from whose sentences a tokenizer of the architecture's vocabulary is made. `code_embedding` is what the
+    table of codes that the language model reads begins as: random, or the tokenizer's codebook at unit length
+    (`janus.training.parts`).
     """
 
     checkpoint: str | None = None
-    architecture: JanusConfig | VQConfig | None = field(default=None, metadata={"parse": parse_architecture})
+    architecture: JanusConfig | JanusFlowConfig | VQConfig | VAEConfig | None = field(
+        default=None, metadata={"parse": parse_architecture}
+    )
     processor: str | None = None
     world: Literal["shapes"] | None = None
     vision: str | None = None
     language: str | None = None
     vq: str | None = None
+    vae: str | None = None
     code_embedding: Literal["random", "codebook"] = "random"
 
     def check(self) -> None:
@@ -215,57 +221,21 @@ class Parallel(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class LossWeights(Section):
-    """What a token of `text` and a code of a `picture` count; the papers make no difference."""
+    """What a token of `text` and a code of a `picture` count; the papers make no difference.
+
+    Of a JanusFlow's picture it is a token of latents that counts, by its error of velocity; `alignment` is
+    what its likeness to the understanding encoder's features counts beside it.
+    """
 
     text: float = number(1.0, least=0)
     picture: float = number(1.0, least=0)
+    alignment: float = number(1.0, least=0)
 
     def check(self) -> None:
         if not self.text and not self.picture:
             raise RecipeError(
                 ("text",), "is 0 as picture is, and nothing is left to learn: give one a weight"
             )
-
-
-@dataclass(frozen=True, kw_only=True)
-class VQLearning(Section):
-    """What the VQ tokenizer learns by, on pictures of `picture_size` pixels to a side.
-
-    All other keys are those of `janus.training.vq.VQTraining`, which explains them; what that has beside them
-    comes from other sections of the recipe (`Recipe.vq_training`). `discriminator_channels` and
-    `discriminator_layers` are the discriminator's size.
-    """
-
-    picture_size: int = number(256, least=1)
-    l1: float = number(0.0, least=0)
-    l2: float = number(1.0, least=0)
-    perceptual: float = number(0.0, least=0)
-    adversarial: float = number(0.5, least=0)
-    codebook: float = number(1.0, least=0)
-    commitment: float = number(0.25, least=0)
-    entropy: float = number(0.0, least=0)
-    temperature: float = number(0.01, above=0)
-    background: tuple[int, int, int] | None = number(None, least=0, most=255)
-    foreground: float = number(1.0, above=0)
-    tolerance: int = number(2, least=0)
-    quantise_from: int = number(0, least=0)
-    discriminator_from: int | None = number(None, least=0)
-    decoder_only_from: int | None = number(None, least=0)
-    start_latents: int | None = number(None, least=0)
-    background_codes: int = number(1, least=0)
-    revive_every: int | None = number(50, least=1)
-    merge_share: float | None = number(None, above=0, most=1)
-    usage_decay: float = number(0.99, least=0, most=0.9999)
-    discriminator_channels: int = number(64, least=1)
-    discriminator_layers: int = number(3, least=1)
-
-    def check(self) -> None:
-        if self.decoder_only_from is not None and self.decoder_only_from < self.quantise_from:
-            text = f"{self.decoder_only_from} is before quantise_from = {self.quantise_from}: raise it"
-            raise RecipeError(("decoder_only_from",), text)
-        if self.merge_share is not None and self.decoder_only_from is None:
-            text = f"{self.merge_share} has no moment: codes merge at decoder_only_from; give it as well"
-            raise RecipeError(("merge_share",), text)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,45 +15,74 @@ from torch import Tensor, nn
 from janus import cpu
 from janus.evaluation.defaults import choose_defaults, write_defaults
 from janus.evaluation.shapes import picture_sides
-from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.llama import Block
+from janus.models.vae import VAE
 from janus.pipeline import Pipeline
 from janus.processing.processor import Processor
 from janus.training import checkpoint
 from janus.training.checkpoint import Checkpoint
 from janus.training.data.loader import Loader, reshard
+from janus.training.data.outline import Geometry
+from janus.training.data.packing import Batch
 from janus.training.ema import EMA
-from janus.training.feed import Pictures, documents
+from janus.training.feed import Pictures, documents, geometry_of
 from janus.training.flops import machine_rate
+from janus.training.flow import FlowObjective, add_alignment, remove_alignment, with_latents
 from janus.training.log import RunLog
 from janus.training.lora import add_adapters, merge_adapters, save_adapters
-from janus.training.objectives import Objective
+from janus.training.objectives import Objective, encode
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import Ranks, gathered, is_split, parallelize
-from janus.training.parts import at_rest, freeze, trained
+from janus.training.parts import AnyModel, at_rest, freeze, trained
 from janus.training.recipe import Recipe
-from janus.training.start import blank, describe, start_janus, start_processor, with_defaults
+from janus.training.recipe_learning import FlowLearning
+from janus.training.start import (
+    blank,
+    describe,
+    find_vae,
+    start_janus,
+    start_processor,
+    start_vae,
+    with_defaults,
+)
 from janus.training.weigh import DTYPES, checkpoint_blocks
 from janus.training.widen import widen_linears
+from janus.weights.vae import RELEASED, own_vae, save_vae
 
-CHECKPOINTS, ADAPTERS = "checkpoints", "adapter"
+CHECKPOINTS, ADAPTERS, AUTOENCODER = "checkpoints", "adapter", "vae"
 DEFAULTS_SEED = 1  # of the prompts that defaults are chosen on; those of scores meanwhile have 0
 
 
 @dataclass
 class Run:
-    """`objective` is the model as data-parallel processes call it; `step` counts the steps that are done."""
+    """`objective` is the model as data-parallel processes call it; `step` counts the steps that are done.
+
+    `vae` is what a JanusFlow's pictures go through, where the run needs it.
+    """
 
     recipe: Recipe
     folder: Path
     place: Ranks
-    model: Janus
+    model: AnyModel
     processor: Processor
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     average: EMA | None
     loader: Loader
+    vae: VAE | None = None
     step: int = 0
+
+    def encoded(self, batch: Batch) -> Batch:
+        """A batch on the run's device whose pictures to be drawn have become codes, or latents."""
+        if isinstance(self.model, JanusFlow):
+            return with_latents(batch, self.vae)
+        return batch.tokenized(partial(encode, self.model))
+
+    @property
+    def geometry(self) -> Geometry | None:
+        """That of pictures to be drawn."""
+        return geometry_of(self.model.config, self.vae)
 
 
 def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
@@ -72,7 +102,10 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     else:
         model = blank(found.shared()["model"], DTYPES[recipe.precision], place.device)
         processor = Processor(model.files, where=str(found.folder))
-    pipe = Pipeline(model, processor)  # which sees to it that the two belong together
+    vae, kept = None, None if found is None else own_vae(folder)
+    if isinstance(model, JanusFlow) and (kept is not None or takes_autoencoder(recipe)):
+        vae = start_vae(recipe.model, kept, place.device)
+    pipe = Pipeline(model, processor, vae=vae)  # which sees to it that they belong together
     if recipe.defaults is not None and recipe.defaults.is_choice:
         picture_sides(pipe)  # which refuses what could not be chosen on in the end
     if recipe.lora is None:
@@ -80,7 +113,12 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     else:
         add_adapters(model, recipe.lora, train=recipe.train, seed=recipe.seed)
     # Before the model is split: sources compare the tokenizer with that of their codes.
-    loader = documents(recipe, model, processor, place)
+    loader = documents(recipe, model, processor, place, vae)
+    settings = recipe.flow or FlowLearning()
+    if isinstance(model, JanusFlow) and recipe.loss.alignment:
+        geometry = geometry_of(model.config, vae)
+        tokens = None if geometry is None else geometry.tokens
+        add_alignment(model, settings.aligned_after, tokens=tokens, seed=recipe.seed)
     if cpu.widens(place.device, model.dtype):
         widen_linears(model)
     if recipe.activation_checkpointing:
@@ -89,15 +127,35 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
         for block in model.language.layers:
             assert isinstance(block, Block)
             block.compile()
-    objective = parallelize(Objective(model), recipe, place)
+    alone = (
+        FlowObjective(model, settings, processor.config) if isinstance(model, JanusFlow) else Objective(model)
+    )
+    objective = parallelize(alone, recipe, place)
     optimizer = build_optimizer(model, recipe.optimizer)
     average = None if recipe.ema is None else EMA(model, recipe.ema)
-    run = Run(recipe, folder, place, model, processor, objective, optimizer, average, loader)
+    run = Run(recipe, folder, place, model, processor, objective, optimizer, average, loader, vae)
     if found is not None:
         found.load(tensors(model, optimizer, average))
         go_on(found, loader, place)
         run.step = found.step
     return run
+
+
+def takes_autoencoder(recipe: Recipe) -> bool:
+    """Whether a JanusFlow's run needs its autoencoder: where it draws, or has another than the released one.
+
+    That one goes on with the model, whatever it learns.
+    """
+    sources = (*recipe.data.sources, *(recipe.evaluate.sources if recipe.evaluate else ()))
+    draws = bool(recipe.log.prompts) or any(source.task == "drawing" for source in sources)
+    return draws or find_vae(recipe.model) != RELEASED
+
+
+def keep_autoencoder(run: Run) -> None:
+    """Write a JanusFlow's autoencoder into the run's folder: the run goes on with it, and the model draws."""
+    if run.vae is not None and run.place.first:
+        save_vae(run.vae, run.folder / AUTOENCODER)
+    run.place.wait()
 
 
 def check_pictures(recipe: Recipe) -> None:
@@ -163,7 +221,7 @@ def keep(run: Run) -> Path:
 
 
 @contextmanager
-def shown(run: Run) -> Iterator[Janus | None]:
+def shown(run: Run) -> Iterator[AnyModel | None]:
     """The whole model with its averages, if any, for the first process; the others get None and wait.
 
     Nothing may be trained within it.
@@ -188,10 +246,12 @@ def export(run: Run) -> None:
             if run.recipe.lora is not None:
                 save_adapters(model, run.folder / ADAPTERS)
                 merge_adapters(model)
+            if isinstance(model, JanusFlow):
+                remove_alignment(model)
             model.save_pretrained(run.folder)
             if settings is not None and settings.is_choice:
                 choice = choose_defaults(
-                    Pipeline(model, run.processor),
+                    Pipeline(model, run.processor, vae=run.vae),
                     guidances=settings.guidances,
                     temperatures=settings.temperatures,
                     prompts=settings.prompts,

@@ -13,42 +13,46 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from janus.checks import one_line
-from janus.config import JanusConfig, VQConfig
+from janus.config import AnyConfig, JanusFlowConfig, VQConfig
 from janus.evaluation.defaults import FILE, stating
-from janus.files import write_whole
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.llama import Llama
+from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
 from janus.processing.processor import Processor
-from janus.training.architecture import parse_architecture, render_architecture
-from janus.training.parts import start_from_codebook
+from janus.training.architecture import Architecture, parse_architecture
+from janus.training.parts import AnyModel, start_from_codebook
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Start
+from janus.training.vq_files import is_vq, load_vq, read_vq_config
 from janus.training.weigh import DTYPES
 from janus.training.worlds.shapes.processor import write_processor
-from janus.weights.config_files import format_config, parse_config, read_janus_config
+from janus.weights.config_files import format_config, parse_config, read_config
 from janus.weights.hub import find
-from janus.weights.load import empty_model, part_sizes
-from janus.weights.names import Source, is_dropped, source
+from janus.weights.load import empty_model, load, part_sizes
+from janus.weights.names import Source, is_dropped, naming_of, source
 from janus.weights.read import contents, read, weight_files
+from janus.weights.vae import RELEASED, load_vae, own_vae, read_vae_config
 
-VQ_WEIGHTS, VQ_SIZES = "vq.safetensors", "vq.json"
 LANGUAGE, VISION = "language_model.", "vision_model.vision_tower."
+FLOW_VISION = "vision_und_enc_model.vision_tower."
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def start_config(start: Start) -> JanusConfig | VQConfig:
+def start_config(recipe: Recipe) -> Architecture:
     """The architecture that a recipe leads to, of which no weight is read."""
+    start = recipe.model
     if start.architecture is not None:
         return start.architecture
     assert start.checkpoint is not None  # else the recipe would not have been made
-    if _is_vq(start.checkpoint):
-        return _read_vq_config(Path(start.checkpoint))
-    return read_janus_config(find(start.checkpoint, weights=False))
+    if is_vq(start.checkpoint):
+        return read_vq_config(Path(start.checkpoint))
+    folder = find(start.checkpoint, weights=False)
+    return read_vae_config(folder) if recipe.task == "vae" else read_config(folder)[0]
 
 
 def start_processor(start: Start) -> Processor:
@@ -56,15 +60,16 @@ def start_processor(start: Start) -> Processor:
     named = start.processor or start.checkpoint
     if named is not None:
         return Processor.from_pretrained(named)
-    assert isinstance(start.architecture, JanusConfig)
-    assert start.world == "shapes"  # else the recipe would not have been made
     config = start.architecture
+    assert isinstance(config, AnyConfig)
+    assert start.world == "shapes"  # else the recipe would not have been made
     with tempfile.TemporaryDirectory() as folder:
         write_processor(
             folder,
             image_size=config.vision.image_size,
             image_tokens=config.vision.tokens,
             vocabulary=config.language.vocabulary,
+            flow=isinstance(config, JanusFlowConfig),
         )
         return Processor.from_pretrained(folder)
 
@@ -75,61 +80,120 @@ def with_defaults(processor: Processor, guidance: float, temperature: float) -> 
     return Processor({**processor.files, FILE: content})
 
 
-def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> Janus:
+def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> AnyModel:
     """The model before its first step, in the recipe's precision; it goes on with the processor's files.
 
-    Random weights are of the recipe's seed, and torch's own generator stays.
+    Random weights are of the recipe's seed, and torch's own generator stays. ValueError, among all that
+    loading raises, where the recipe says what a model of its family knows nothing of.
     """
     start, dtype = recipe.model, DTYPES[recipe.precision]
+    model: AnyModel
     if start.checkpoint is not None:
-        model = Janus.from_pretrained(start.checkpoint, device=device, dtype=dtype)
+        model = load(start.checkpoint, device=device, dtype=dtype)
+        recipe.check_kind(model.config)
         if model.config.quantization is not None:
             raise ValueError(
                 f"{start.checkpoint} is quantised to {model.config.quantization}, and only floats learn: "
                 "give the checkpoint that it was made from"
             )
     else:
-        assert isinstance(start.architecture, JanusConfig)
         config = start.architecture
-        model = _random(lambda: Janus(config), recipe.seed)
+        assert isinstance(config, AnyConfig)
+        model = _random(lambda: _made(config), recipe.seed)
         begin_language(model.language, torch.Generator().manual_seed(recipe.seed))
+        if isinstance(model, JanusFlow):
+            begin_velocity(model)
         if start.vision is not None:
-            fill_part(model, "vision", _timm(start.vision), VISION)
+            stem = VISION if isinstance(model, Janus) else FLOW_VISION
+            fill_part(model, "vision", _timm(start.vision), stem)
         if start.language is not None:
             fill_part(model, "language", _language(start.language), LANGUAGE)
-    if start.vq is not None:
-        model.vq.load_state_dict(load_vq(start.vq, model.config.vq).state_dict())
-    if start.code_embedding == "codebook":
-        start_from_codebook(model)
+    if isinstance(model, Janus):
+        if start.vq is not None:
+            model.vq.load_state_dict(load_vq(start.vq, model.config.vq).state_dict())
+        if start.code_embedding == "codebook":
+            start_from_codebook(model)
     model.to(device, dtype)
     model.files = processor.files
     return model
 
 
-def describe(model: Janus) -> dict[str, Any]:
+def _made(config: AnyConfig) -> AnyModel:
+    return JanusFlow(config) if isinstance(config, JanusFlowConfig) else Janus(config)
+
+
+def find_vae(start: Start) -> str | Path:
+    """Where a JanusFlow's autoencoder is: as named, else in the checkpoint's folder, else the released."""
+    if start.vae is not None:
+        return start.vae
+    own = None if start.checkpoint is None else own_vae(Path(start.checkpoint).expanduser())
+    return RELEASED if own is None else own
+
+
+def start_vae(start: Start, kept: Path | None, device: torch.device) -> VAE:
+    """The autoencoder that a JanusFlow learns with: in float32, and it stands still.
+
+    A run that goes on has `kept` it.
+    """
+    path = find_vae(start) if kept is None else kept
+    return load_vae(path, device=device, dtype="float32").requires_grad_(False)
+
+
+def start_vae_config(start: Start) -> VAEConfig:
+    """As `start_vae`, of which no weight is read."""
+    return read_vae_config(find(find_vae(start), weights=False))
+
+
+def describe(model: AnyModel) -> dict[str, Any]:
     """All of a model but its weights: what `blank` makes one like it of."""
     config = format_config(model.config, "deepseek", dtype=model.config.dtype)
     return {"config": json.dumps(config), "files": dict(model.files)}
 
 
-def blank(description: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> Janus:
+def blank(description: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> AnyModel:
     """A model whose weights hold anything, and are still to be filled."""
     config, _ = parse_config(json.loads(description["config"]))
-    assert isinstance(config, JanusConfig)  # else `describe` would not have been given its model
     model = empty_model(config).to(dtype).to_empty(device=device)
     model.language.tie()
     model.files = description["files"]
     return model
 
 
+def start_autoencoder(recipe: Recipe, device: torch.device) -> VQ | VAE:
+    """The tokenizer, or the autoencoder of latents, before its first step, in float32."""
+    return start_vq(recipe, device) if recipe.task == "vq" else start_trained_vae(recipe, device)
+
+
 def start_vq(recipe: Recipe, device: torch.device) -> VQ:
     """The tokenizer before its first step, in float32; it may be a whole model's."""
     start = recipe.model
-    config = start_config(start)
+    config = start_config(recipe)
+    if isinstance(config, JanusFlowConfig):
+        raise ValueError(
+            f"{start.checkpoint} is a JanusFlow, which has no VQ tokenizer: name a Janus, or a VQ"
+        )
+    assert not isinstance(config, VAEConfig)  # else the recipe would not have been made
     own = config if isinstance(config, VQConfig) else config.vq
     path = start.checkpoint or start.vq
     vq = _random(lambda: VQ(own), recipe.seed) if path is None else load_vq(path, own)
     return vq.to(device)
+
+
+def start_trained_vae(recipe: Recipe, device: torch.device) -> VAE:
+    """An autoencoder of latents before its first step, in float32: of a checkpoint, or of random weights."""
+    start = recipe.model
+    if start.checkpoint is not None:
+        return load_vae(start.checkpoint, device=device, dtype="float32")
+    config = start.architecture
+    assert isinstance(config, VAEConfig)  # else the recipe would not have been made
+    return _random(lambda: VAE(config), recipe.seed).to(device)
+
+
+def blank_autoencoder(architecture: Any, device: torch.device) -> VQ | VAE:
+    """One of the sizes that `render_architecture` gave, whose weights are still to be filled."""
+    config = parse_architecture(architecture)
+    assert isinstance(config, VQConfig | VAEConfig)
+    return (VQ(config) if isinstance(config, VQConfig) else VAE(config)).to(device)
 
 
 def _random(make: Callable[[], Model], seed: int) -> Model:
@@ -154,22 +218,33 @@ def begin_language(language: Llama, generator: torch.Generator) -> None:
 
 
 @torch.no_grad()
-def fill_part(model: Janus, part: str, given: Mapping[str, Tensor], stem: str) -> None:
+def begin_velocity(model: JanusFlow) -> None:
+    """Have the velocity of random weights be 0, in place: noise on noise would have to be unlearned first.
+
+    Source: Ho et al., "Denoising diffusion probabilistic models" (2020), whose last convolution begins so.
+    """
+    for weight in model.decoder.out_conv.parameters():
+        weight.zero_()
+
+
+@torch.no_grad()
+def fill_part(model: AnyModel, part: str, given: Mapping[str, Tensor], stem: str) -> None:
     """Fill a part from tensors by their published names, which in the released layout follow `stem`.
 
     Raises ValueError naming up to ten that are missing, left over or misshapen.
     """
     tied = {"language.head.weight"} if model.config.language.tied_head else set()
     own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith(f"{part}.")}
-    plan = {name: source(name, "deepseek") for name in own if name not in tied}
+    naming = naming_of(model.config, "deepseek")
+    plan = {name: source(name, naming) for name in own if name not in tied}
     wanted = {each.removeprefix(stem) for plan_source in plan.values() for each in plan_source.names}
-    unused = source("language.head.weight", "deepseek").names if tied else ()
+    unused = source("language.head.weight", naming).names if tied else ()
     left = [
         name
         for name in given
         if name not in wanted
         and stem + name not in unused
-        and not is_dropped(stem + name, "deepseek", model.config.vision.depth)
+        and not is_dropped(stem + name, naming, model.config.vision.depth)
     ]
     _refuse(part, "missing", wanted - set(given))
     _refuse(part, "unexpected", left)
@@ -178,7 +253,7 @@ def fill_part(model: Janus, part: str, given: Mapping[str, Tensor], stem: str) -
 
 
 def _fill(
-    model: Janus, name: str, target: Tensor, plan: Source, given: Mapping[str, Tensor], stem: str
+    model: AnyModel, name: str, target: Tensor, plan: Source, given: Mapping[str, Tensor], stem: str
 ) -> None:
     sizes = part_sizes(model, name, len(target), len(plan.names))
     for their, place in zip(plan.names, target.split(sizes), strict=True):
@@ -225,53 +300,3 @@ def _timm(name: str) -> dict[str, Tensor]:
             f"model.vision = {name!r} cannot be had from timm ({one_line(error)}): check the name and the "
             "network"
         ) from error
-
-
-def save_vq(vq: VQ, folder: Path) -> None:
-    """Write a tokenizer by itself: its weights and its sizes, which `load_vq` reads."""
-    folder.mkdir(parents=True, exist_ok=True)
-    sizes = render_architecture(vq.config)
-    weights = {name: tensor.cpu() for name, tensor in vq.state_dict().items()}
-    write_whole(folder / VQ_WEIGHTS, lambda file: save_file(weights, file))
-    write_whole(folder / VQ_SIZES, (json.dumps(sizes, indent=1) + "\n").encode())
-
-
-def load_vq(path: str | Path, config: VQConfig | None = None) -> VQ:
-    """A tokenizer in float32 on the CPU: one by itself, or a whole model's. Of the sizes given, if any."""
-    if not _is_vq(path):
-        vq = Janus.from_pretrained(path, device="cpu", dtype="float32").vq
-    else:
-        folder = Path(path)
-        vq = VQ(_read_vq_config(folder))
-        try:
-            vq.load_state_dict(load_file(folder / VQ_WEIGHTS))
-        except Exception as error:  # of safetensors' own class, or torch's for names and shapes
-            raise ValueError(
-                f"{folder / VQ_WEIGHTS} cannot be read ({one_line(error)}): train or copy it again"
-            ) from error
-    if config is not None and vq.config != config:
-        differing = [name for name in vars(config) if getattr(config, name) != getattr(vq.config, name)]
-        raise ValueError(
-            f"the tokenizer in {path} differs from the architecture in {', '.join(differing)}: give its sizes"
-        )
-    return vq
-
-
-def _is_vq(path: str | Path) -> bool:
-    return (Path(path) / VQ_WEIGHTS).is_file()
-
-
-def vq_config(architecture: Any) -> VQConfig:
-    """The sizes of a tokenizer by itself, as `render_architecture` gave them; ValueError for any others."""
-    config = parse_architecture(architecture)
-    if not isinstance(config, VQConfig):
-        raise ValueError("the sizes are of a whole model, and not of a tokenizer alone")
-    return config
-
-
-def _read_vq_config(folder: Path) -> VQConfig:
-    file = folder / VQ_SIZES
-    try:
-        return vq_config(json.loads(file.read_bytes()))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file} cannot be read ({one_line(error)}): train or copy it again") from error

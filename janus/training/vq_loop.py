@@ -1,15 +1,23 @@
-"""Training of the picture tokenizer by a recipe: the steps of `janus.training.vq`, kept and resumed."""
+"""Training of what codes pictures, by a recipe: the steps of a VQ tokenizer, or of the autoencoder of a flow.
+
+They are those of `janus.training.vq` and `janus.training.vae`, kept and resumed.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from janus.models.vae import VAE
 from janus.models.vq import VQ
 from janus.processing.image import load_picture, square_picture, to_signed_pixels
 from janus.training import checkpoint
@@ -22,7 +30,6 @@ from janus.training.optimizer import build_optimizer
 from janus.training.parallel import Ranks
 from janus.training.parts import freeze
 from janus.training.recipe import Recipe
-from janus.training.recipe_sections import VQLearning
 from janus.training.run import (
     CHECKPOINTS,
     check_pictures,
@@ -35,21 +42,42 @@ from janus.training.run import (
     tensors,
 )
 from janus.training.schedule import factor
-from janus.training.start import save_vq, start_vq, vq_config
-from janus.training.vq import VQState, reconstruction_grid, vq_step
+from janus.training.start import blank_autoencoder, start_autoencoder
+from janus.training.vae import VAEState, scaled, there_and_back, vae_losses, vae_step
+from janus.training.vq import VQState, code, paired_grid, reconstruction_grid, total, vq_losses, vq_step
+from janus.training.vq_files import save_vq
+from janus.weights.vae import save_vae
+
+SCALE_PICTURES = 256  # that the scale of latents is measured on, at least: many numbers each
+
+
+Step = Callable[[Tensor], dict[str, Tensor]]  # learns from pixels; -> figures
 
 
 @dataclass
 class VQRun:
-    """As `janus.training.run.Run`, of a tokenizer; `state.step` counts the steps that are done."""
+    """As `janus.training.run.Run`, of a tokenizer or autoencoder; `state.step` counts the steps done."""
 
     recipe: Recipe
     folder: Path
     place: Ranks
-    vq: VQ
-    state: VQState
+    vq: VQ | VAE
+    state: VQState | VAEState
     average: EMA | None
     loader: Pictures
+    step: Step
+
+    def loss(self, pixels: Tensor) -> Tensor:
+        """That of pictures as they would be learned from now, of which nothing is learned."""
+        if isinstance(self.vq, VQ):
+            assert isinstance(self.state, VQState)
+            of_vq = self.recipe.vq_training()
+            coded = code(self.vq, pixels, self.state.step, of_vq)
+            return total(vq_losses(self.vq, coded, pixels, self.state, of_vq), of_vq)
+        assert isinstance(self.state, VAEState)
+        of_vae = self.recipe.vae_training()
+        returned = there_and_back(self.vq, pixels, self.state, of_vae)
+        return total(vae_losses(returned, pixels, self.state, of_vae), of_vae)
 
 
 def begin(recipe: Recipe, folder: Path, place: Ranks) -> VQRun:
@@ -57,15 +85,15 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> VQRun:
     check_pictures(recipe)
     found = find_checkpoint(recipe, folder, place)
     if found is None:
-        vq = start_vq(recipe, place.device)
+        vq = start_autoencoder(recipe, place.device)
     else:
-        vq = VQ(vq_config(found.shared()["architecture"])).to(place.device)
+        vq = blank_autoencoder(found.shared()["architecture"], place.device)
     freeze(vq, recipe.train)
     optimizer = build_optimizer(vq, recipe.optimizer)
-    state = VQState.start(vq, recipe.vq_training(), optimizer=optimizer, group=place.group)
+    state, step = begin_state(vq, recipe, optimizer, place)
     average = None if recipe.ema is None else EMA(vq, recipe.ema)
-    size = (recipe.vq or VQLearning()).picture_size
-    run = VQRun(recipe, folder, place, vq, state, average, pictures(recipe, size, place))
+    loader = pictures(recipe, recipe.picture_size, place)
+    run = VQRun(recipe, folder, place, vq, state, average, loader, step)
     if found is not None:
         found.load(tensors(vq, optimizer, average))
         state.load_state_dict(found.shared()["state"])
@@ -73,12 +101,28 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> VQRun:
     return run
 
 
+def begin_state(
+    vq: VQ | VAE, recipe: Recipe, optimizer: torch.optim.Optimizer, place: Ranks
+) -> tuple[VQState | VAEState, Step]:
+    """What goes from step to step beside the model, and the step itself."""
+    if isinstance(vq, VQ):
+        of_vq = recipe.vq_training()
+        state = VQState.start(vq, of_vq, optimizer=optimizer, group=place.group)
+        return state, partial(vq_step, vq, state=state, config=of_vq)
+    of_vae = recipe.vae_training()
+    begun = VAEState.start(vq, of_vae, optimizer=optimizer, group=place.group)
+    return begun, partial(vae_step, vq, state=begun, config=of_vae)
+
+
 def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], object] | None = None) -> None:
-    """Train a tokenizer; at its end the folder holds it, as `model.vq` of a recipe wants it."""
+    """Train a tokenizer or an autoencoder; at its end the folder holds it.
+
+    It is what `model.vq`, or `model.vae`, of a recipe names.
+    """
     run = begin(recipe, folder, place)
-    state, settings = run.state, recipe.vq_training()
-    flop = 3 * recipe.batch * reconstruction_flop(run.vq.config, run.loader.size)
-    codes = recipe.batch * (run.loader.size // run.vq.config.factor) ** 2
+    state, size = run.state, run.loader.size
+    flop = 3 * recipe.batch * reconstruction_flop(run.vq.config, size)
+    codes = recipe.batch * (size // run.vq.config.factor) ** 2
     log = open_log(recipe, folder, place, state.step, show)
     batches: Any = iter(run.loader)
     with closing(batches), closing(log) if log else nullcontext():
@@ -88,7 +132,7 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
             for optimizer in (state.optimizer, state.discriminator_optimizer):
                 if optimizer is not None:
                     set_rate(optimizer, rate)
-            figures = vq_step(run.vq, pixels, state, settings)
+            figures = run.step(pixels)
             if run.average is not None:
                 run.average.update()
 
@@ -105,7 +149,22 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
                     keep(run)
     with shown(run):
         if place.first:
-            save_vq(run.vq, folder)
+            write(run)
+
+
+def write(run: VQRun) -> None:
+    """Put what was learned into the run's folder; an autoencoder with the scale of its latents.
+
+    That is measured on the pictures that would have come next.
+    """
+    if isinstance(run.vq, VQ):
+        save_vq(run.vq, run.folder)
+        return
+    batches: Any = iter(run.loader)
+    with closing(batches):
+        measured = islice(batches, ceil(SCALE_PICTURES / run.loader.rows))
+        scaled(run.vq, (pixels.to(run.place.device) for pixels in measured))
+    save_vae(run.vq, run.folder)
 
 
 def keep(run: VQRun) -> Path:
@@ -137,5 +196,9 @@ def show_reconstructions(run: VQRun, log: RunLog) -> None:
         return
     squares = [square_picture(load_picture(each.picture), run.loader.size) for each in asked]
     pixels = torch.stack([to_signed_pixels(square) for square in squares]).to(run.place.device)
-    quantised = run.recipe.vq_training().quantises(run.state.step)
-    log.samples([("reconstructions", reconstruction_grid(run.vq, pixels, quantised=quantised))])
+    if isinstance(run.vq, VQ):
+        quantised = run.recipe.vq_training().quantises(run.state.step)
+        grid = reconstruction_grid(run.vq, pixels, quantised=quantised)
+    else:
+        grid = paired_grid(pixels, run.vq.decode(run.vq.encode(pixels).mean))
+    log.samples([("reconstructions", grid)])

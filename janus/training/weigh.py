@@ -18,26 +18,39 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 from janus import cpu
-from janus.config import JanusConfig, VQConfig
+from janus.config import AnyConfig, JanusConfig, VQConfig
 from janus.kernels.codebook import lookup
-from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.llama import Block
+from janus.models.seeing import SeeingModel
 from janus.models.siglip import Block as VisionBlock
+from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
+from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
+from janus.training.flow import attach_alignment
 from janus.training.live_bytes import LiveBytes
 from janus.training.longest import Row, hollow_batch, rows_loss
-from janus.training.parts import freeze, trained
+from janus.training.parts import AnyModel, freeze, trained
 from janus.training.recipe import Recipe
-from janus.training.recipe_sections import LoRA, VQLearning
-from janus.training.vq import PatchDiscriminator, VQState, VQTraining, code, total, vq_losses
+from janus.training.recipe_learning import FlowLearning
+from janus.training.recipe_sections import LoRA
+from janus.training.vae import VAEState, there_and_back, vae_losses
+from janus.training.vq import (
+    AutoencoderTraining,
+    PatchDiscriminator,
+    VQState,
+    code,
+    total,
+    vq_losses,
+)
 from janus.training.widen import widen_linears
 from janus.weights.load import empty_model
 
 DTYPES = {"float32": torch.float32, "autocast": torch.float32, "bfloat16": torch.bfloat16}
 
 
-Loss = Callable[[Janus, Batch, Row], Tensor]
+Loss = Callable[[Any, Batch, Row], Tensor]  # of either family's model
 
 
 @dataclass(frozen=True)
@@ -49,7 +62,7 @@ class Weighed:
 
 
 def weigh(
-    config: JanusConfig,
+    config: AnyConfig,
     recipe: Recipe,
     row: Row,
     rows: int,
@@ -57,13 +70,15 @@ def weigh(
     device: str = "cpu",
     checkpointing: bool | None = None,
     loss: Loss = rows_loss,
+    geometry: Geometry | None = None,
 ) -> Weighed:
     """What forward and backward of so many rows take on top of the weights, on a device that is there.
 
-    `checkpointing` is the recipe's if left out. Raises ValueError for a device that is not there.
+    `checkpointing` is the recipe's if left out, `geometry` that of a JanusFlow's drawings. Raises ValueError
+    for a device that is not there.
     """
     _check_device(device)
-    model = empty_model(config)
+    model = hollow_model(config, recipe)
     with FakeTensorMode():
         _fill(model, DTYPES[recipe.precision], device)
         prepare(model, recipe)
@@ -75,7 +90,7 @@ def weigh(
             for weight in trained(model).values():
                 weight.grad = torch.zeros_like(weight)
         with LiveBytes() as live:
-            batch = hollow_batch(config, row, rows, device)
+            batch = hollow_batch(config, row, rows, device, geometry)
             return run(model, recipe, lambda: loss(model, batch, row), device, live)
 
 
@@ -111,11 +126,47 @@ def weigh_tokenizing(config: JanusConfig, recipe: Recipe, pictures: int, *, devi
     return live.most
 
 
+def weigh_encoding(config: VAEConfig, pictures: int, side: int, *, device: str = "cpu") -> int:
+    """The most bytes alive while pictures become latents, all at once and in float32."""
+    _check_device(device)
+    with torch.device("meta"):
+        vae = VAE(config)
+    with FakeTensorMode(), torch.no_grad():
+        _fill(vae, torch.float32, device)
+        with LiveBytes() as live:
+            vae.encode(torch.zeros(pictures, 3, side, side, device=device))
+    return live.most
+
+
+def weigh_vae(config: VAEConfig, recipe: Recipe, pictures: int, *, device: str = "cpu") -> Weighed:
+    """As `weigh_vq`, of an autoencoder of latents."""
+    _check_device(device)
+    settings = replace(recipe.vae_training(), perceptual=0.0)
+    size = recipe.picture_size
+    with torch.device("meta"):
+        vae, discriminator = VAE(config), discriminator_of(settings)
+    with FakeTensorMode():
+        _fill(vae, torch.float32, device)
+        _fill(discriminator, torch.float32, device)
+        freeze(vae, recipe.train)
+        state = VAEState.start(vae, replace(settings, discriminator_from=None))
+        state.discriminator = discriminator
+        state.step = settings.discriminator_from or 0
+
+        def loss() -> Tensor:
+            returned = there_and_back(vae, pixels, state, settings)
+            return total(vae_losses(returned, pixels, state, settings), settings)
+
+        with LiveBytes() as live:
+            pixels = torch.zeros(pictures, 3, size, size, device=device)
+            return run(vae, recipe, loss, device, live)
+
+
 def weigh_vq(config: VQConfig, recipe: Recipe, pictures: int, *, device: str = "cpu") -> Weighed:
     """As `weigh`, for a step of the tokenizer's own training with all its terms but the perceptual one."""
     _check_device(device)
     settings = replace(recipe.vq_training(), perceptual=0.0)
-    size = (recipe.vq or VQLearning()).picture_size
+    size = recipe.picture_size
     with torch.device("meta"):
         vq, discriminator = VQ(config), discriminator_of(settings)
     with FakeTensorMode():
@@ -140,8 +191,8 @@ def weigh_vq(config: VQConfig, recipe: Recipe, pictures: int, *, device: str = "
             return run(vq, recipe, loss, device, live)
 
 
-def discriminator_of(settings: VQTraining) -> PatchDiscriminator:
-    """The discriminator that `VQState.start` would make."""
+def discriminator_of(settings: AutoencoderTraining) -> PatchDiscriminator:
+    """The discriminator that `VQState.start` or `VAEState.start` would make."""
     return PatchDiscriminator(channels=settings.discriminator_channels, layers=settings.discriminator_layers)
 
 
@@ -168,7 +219,15 @@ def precision(recipe: Recipe, device: str) -> AbstractContextManager[Any]:
     return nullcontext()
 
 
-def prepare(model: Janus, recipe: Recipe) -> None:
+def hollow_model(config: AnyConfig, recipe: Recipe) -> AnyModel:
+    """The model that learns, on the meta device; a flow's with its projector."""
+    model: AnyModel = empty_model(config)
+    if isinstance(model, JanusFlow) and recipe.loss.alignment:
+        attach_alignment(model, (recipe.flow or FlowLearning()).aligned_after)
+    return model
+
+
+def prepare(model: AnyModel, recipe: Recipe) -> None:
     """Let learn what the recipe lets learn, adapters included, in place."""
     freeze(model, recipe.train)
     if recipe.lora is not None:
@@ -181,11 +240,11 @@ def _fill(model: nn.Module, dtype: torch.dtype, device: str) -> None:
         for name, weight in module._parameters.items():
             if weight is not None:
                 module._parameters[name] = nn.Parameter(torch.empty(weight.shape, dtype=dtype, device=device))
-    if isinstance(model, Janus):
+    if isinstance(model, SeeingModel):
         model.language.tie()
 
 
-def _add_lora(model: Janus, lora: LoRA) -> None:
+def _add_lora(model: AnyModel, lora: LoRA) -> None:
     """Low-rank adapters of the sizes that peft gives them, in place."""
     for name, module in list(model.named_modules()):
         if isinstance(module, nn.Linear) and name.endswith(lora.targets):

@@ -13,9 +13,12 @@ import torch
 
 from janus.config import JanusConfig
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
+from janus.models.vae import VAE
 from janus.processing.processor import Processor
 from janus.training.data.example import Example, conversation_example, drawing_example
 from janus.training.data.outline import Geometry
+from janus.weights.vae import load_vae
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -68,6 +71,51 @@ def make(model: Janus, reads: Processor) -> Callable[[str, int], Example]:
             content.insert(0, {"type": "image", "image": picture})
         answer = {"role": "assistant", "content": "A" * (1 + number)}
         return conversation_example(reads, [{"role": "user", "content": content}, answer], system="")
+
+    return example
+
+
+@pytest.fixture(scope="session")
+def flow_checkpoint(data: Path) -> str:
+    """The folder of the small JanusFlow."""
+    return str(data / "janusflow" / "checkpoint")
+
+
+@pytest.fixture(scope="session")
+def flow_vae(data: Path) -> VAE:
+    """Its autoencoder: of a picture that it sees it makes 8 x 8 latents, 16 tokens."""
+    return load_vae(data / "janusflow" / "vae", device="cpu", dtype="float32")
+
+
+@pytest.fixture
+def fresh_flow(flow_checkpoint: str) -> JanusFlow:
+    """The small JanusFlow in float32, to be changed."""
+    return JanusFlow.from_pretrained(flow_checkpoint, device="cpu", dtype="float32")
+
+
+@pytest.fixture(scope="session")
+def flow_reads(flow_checkpoint: str) -> Processor:
+    return Processor.from_pretrained(flow_checkpoint)
+
+
+@pytest.fixture(scope="session")
+def make_flow(flow: JanusFlow, flow_vae: VAE, flow_reads: Processor) -> Callable[[str, int], Example]:
+    """As `make`, of the small JanusFlow; a "dropped" document is a drawing without its prompt."""
+    geometry = Geometry.of_flow(flow.config, flow_vae.config)
+
+    def example(task: str, number: int) -> Example:
+        random = np.random.default_rng(number)
+        picture = random.integers(0, 256, (9, 7, 3), dtype=np.uint8)
+        if task in ("drawing", "dropped"):
+            prompt, drop = "a red circle"[: 2 + number], task == "dropped"
+            return drawing_example(
+                flow_reads, prompt, picture, geometry, drop_prompt=drop, seed=10**18 + number
+            )
+        content = [{"type": "text", "text": "What is it?"[: 3 + number]}]
+        if task == "understanding":
+            content.insert(0, {"type": "image", "image": picture})
+        answer = {"role": "assistant", "content": "A" * (1 + number)}
+        return conversation_example(flow_reads, [{"role": "user", "content": content}, answer], system="")
 
     return example
 

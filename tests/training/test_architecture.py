@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from janus.config import PRESETS, JanusConfig, VQConfig
+from janus.config import FLOW_PRESETS, PRESETS, JanusConfig, JanusFlowConfig, VQConfig
+from janus.models.vae import SDXL, VAEConfig
 from janus.training.architecture import parse_architecture, render_architecture
 from janus.training.recipe_fields import RecipeError
 
@@ -17,14 +18,24 @@ SMALL: dict[str, Any] = {
 }
 
 
+FLOW = {
+    "vision": SMALL["vision"],
+    "uvit": {"width": 48},
+    "language": SMALL["language"],
+}
+VAE = {"channels": [32, 64], "groups": 8}
+
+
 def changed(part: str, **sizes: Any) -> dict[str, Any]:
     return {**SMALL, part: {**SMALL.get(part, {}), **sizes}}
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", [*PRESETS, *FLOW_PRESETS])
 def test_presets_by_name(name: str) -> None:
-    assert parse_architecture(name) == PRESETS[name]
-    assert parse_architecture({"preset": name}) == PRESETS[name]
+    preset = (PRESETS | FLOW_PRESETS)[name]
+    assert parse_architecture(name) == preset
+    assert parse_architecture({"preset": name}) == preset
+    assert render_architecture(preset) in (name, "Janus-1.3B")  # of two that are alike, the first
 
 
 def test_what_follows_need_not_be_said() -> None:
@@ -61,10 +72,34 @@ def test_a_tokenizer_alone() -> None:
     assert (config.codes, config.code_width, config.residual_blocks) == (128, 8, 2)
 
 
+def test_a_flow_has_a_uvit() -> None:
+    config = parse_architecture(FLOW)
+    assert isinstance(config, JanusFlowConfig)
+    assert (config.uvit.time_width, config.uvit.decoder_width) == (64, 48)
+    assert (config.uvit.latent_channels, config.uvit.encoder_blocks) == (4, 2)
+    preset = FLOW_PRESETS["JanusFlow-1.3B"]
+    wider = parse_architecture({"preset": "JanusFlow-1.3B", "uvit": {"width": 512, "decoder_width": 768}})
+    assert wider == replace(preset, uvit=replace(preset.uvit, width=512))
+
+
+def test_an_autoencoder_alone() -> None:
+    config = parse_architecture({"vae": VAE})
+    assert isinstance(config, VAEConfig)
+    assert config == replace(SDXL, channels=(32, 64), groups=8, scaling_factor=1.0)  # until it is measured
+
+
 @pytest.mark.parametrize(
     "config",
-    [PRO, PRESETS["Janus-Pro-7B"], parse_architecture(SMALL), parse_architecture({"vq": SMALL["vq"]})],
-    ids=["preset", "larger", "small", "tokenizer"],
+    [
+        PRO,
+        PRESETS["Janus-Pro-7B"],
+        parse_architecture(SMALL),
+        parse_architecture({"vq": SMALL["vq"]}),
+        parse_architecture(FLOW),
+        parse_architecture({"vae": VAE}),
+        replace(SDXL, extra={"sample_size": 1024}),
+    ],
+    ids=["preset", "larger", "small", "tokenizer", "flow", "autoencoder", "sdxl"],
 )
 def test_what_is_rendered_parses_to_the_same(config: JanusConfig | VQConfig) -> None:
     assert parse_architecture(render_architecture(config)) == config
@@ -125,6 +160,19 @@ MISTAKES: dict[str, tuple[Any, tuple[str, ...], str]] = {
         (),
         "the vision adapter's output and the language width must be equal: 8 and 64",
     ),
+    "flow-part": ({**FLOW, "vq": {}}, ("vq",), "is unknown: there are preset, vision, uvit, language, dtype"),
+    "flow-preset": ({"preset": "JanusFlow-1.3B", "vq": {}}, ("vq",), "is unknown: there are preset, vision"),
+    "uvit-of-a-janus": ({"preset": "Janus-1.3B", "uvit": {}}, ("uvit",), "is unknown: there are preset"),
+    "uvit": ({**FLOW, "uvit": {"width": 47}}, ("uvit",), "uvit: a time has a sine for each cosine"),
+    "time": (
+        {**FLOW, "uvit": {"width": 48, "time_width": 8}},
+        (),
+        "the width of the time's embedding, which is a token, and the language width must be equal: 8 and 64",
+    ),
+    "vae": ({"vae": {"groups": 8}}, ("vae", "channels"), "is missing: give a list"),
+    "vae-extra": ({"vae": {**VAE, "extra": 1}}, ("vae", "extra"), "is unknown: there are channels"),
+    "vae-table": ({"vae": 8}, ("vae",), "8 is not a table of sizes"),
+    "vae-groups": ({"vae": {**VAE, "groups": 7}}, ("vae",), "vae: channels must be multiples of 7"),
     "head": (
         {**SMALL, "image_head_width": "x"},
         ("image_head_width",),

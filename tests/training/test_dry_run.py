@@ -14,7 +14,8 @@ from janus.training.dry_run import dry_run, longest_batch
 from janus.training.longest import longest_row
 from janus.training.objectives import count, encode, sums
 from janus.training.recipe import Recipe
-from janus.training.recipe_sections import KINDS, Data, Optimizer, Ratio, Source, Start, VQLearning
+from janus.training.recipe_learning import VQLearning
+from janus.training.recipe_sections import KINDS, Data, Optimizer, Ratio, Source, Start
 
 LENGTH = 100
 

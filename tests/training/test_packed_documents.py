@@ -115,6 +115,49 @@ def test_one_document_a_row_is_a_row_without_documents(model: Janus) -> None:
     torch.testing.assert_close(packed, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
 
 
+@torch.no_grad()
+def test_what_leaves_a_block_in_the_middle(model: Janus) -> None:
+    """The sum that the next norm reads; after none, what went in."""
+    ids, _, documents = example(model)
+    embeds, real = model.embed(ids), documents > 0
+    seen: list[Tensor] = []
+    for block in model.language.layers:
+        block.register_forward_hook(lambda block, given, left: seen.append(left[0] + left[1]))
+    try:
+        model.hidden_states(embeds, documents=documents)
+    finally:
+        for block in model.language.layers:
+            block._forward_hooks.clear()
+    last = model.hidden_states(embeds, documents=documents)
+    for after in range(len(model.language.layers) + 1):
+        found, passed = model.language.through_documents(embeds, documents, after=after)
+        assert torch.equal(found, last)
+        expected = embeds if after == 0 else seen[after - 1].view_as(embeds)
+        assert torch.equal(passed[real], expected[real])
+    with pytest.raises(ValueError, match="after must be from 0 to 3 blocks, not 4"):
+        model.language.through_documents(embeds, documents, after=4)
+
+
+@torch.no_grad()
+def test_positions_may_be_given(model: Janus) -> None:
+    """Counted ones change nothing; a gap is what a row without the places between has, positions kept."""
+    ids, _, documents = example(model)
+    embeds = model.embed(ids)
+    counted = torch.cat([torch.arange(size) for row in LENGTHS for size in (*row, LENGTH - sum(row))])
+    plain, _ = model.language.through_documents(embeds, documents)
+    given, _ = model.language.through_documents(embeds, documents, positions=counted.view_as(ids))
+    assert torch.equal(plain, given)
+    kept = torch.tensor([0, 5, 6, 7])
+    mask = torch.zeros(1, 8, dtype=torch.bool)
+    mask[0, kept] = True
+    masked = model.language(embeds[:1, :8], mask, positions=torch.arange(8)[None])
+    packed, _ = model.language.through_documents(
+        embeds[:1, kept], torch.ones(1, 4, dtype=torch.long), positions=kept[None]
+    )
+    # Softmax over fewer keys is summed in another order.
+    torch.testing.assert_close(packed[0], masked[0, kept], rtol=0, atol=1e-5 * float(packed.abs().max()))
+
+
 @given(st.lists(st.lists(st.integers(0, 3), min_size=7, max_size=7), min_size=1, max_size=4))
 def test_starts_are_where_numbers_change_or_a_row_begins(rows: list[list[int]]) -> None:
     flat = [(row, each) for row, numbers in enumerate(rows) for each in numbers]
@@ -129,7 +172,7 @@ def test_starts_are_where_numbers_change_or_a_row_begins(rows: list[list[int]]) 
     [
         (torch.ones(1, 4), {}, "whole numbers, not torch.float32"),
         (torch.ones(1, 5, dtype=torch.long), {}, r"documents must be \(1, 4\), not \(1, 5\)"),
-        (torch.ones(1, 4, dtype=torch.long), {"attention_mask": torch.ones(1, 4)}, "a mask, a cache or"),
+        (torch.ones(1, 4, dtype=torch.long), {"attention_mask": torch.ones(1, 4)}, "a mask or a cache to"),
     ],
 )
 def test_what_does_not_fit_is_refused(

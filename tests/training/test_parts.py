@@ -9,9 +9,15 @@ import torch.nn.functional as F
 from torch import nn
 
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.quantized import make_quantized
 from janus.models.vq import VQ
+from janus.training.flow import add_alignment
 from janus.training.parts import (
+    FLOW_PARTS,
+    FLOW_STAGE_1,
+    FLOW_STAGE_2,
+    FLOW_STAGE_3,
     PARTS,
     STAGE_1,
     STAGE_2,
@@ -41,6 +47,27 @@ def test_parts_hold_every_parameter_once(fresh: Janus) -> None:
         assert sorted(found) == sorted(name for name, _ in owner.named_parameters())
         assert set(parameters(owner)) == set(parts)
         assert all(parameters(owner).values())
+
+
+def test_parts_of_a_flow_hold_every_parameter_once(flow: JanusFlow) -> None:
+    """While it learns its projector is one more; the stages are the published ones."""
+    fresh = copy.deepcopy(flow)
+    add_alignment(fresh, 1, tokens=16)
+    found = [name for names in parameters(fresh).values() for name in names]
+    assert sorted(found) == sorted(name for name, _ in fresh.named_parameters())
+    assert set(parameters(fresh)) == {*FLOW_PARTS, "alignment"}
+    assert set(parameters(flow)) == set(FLOW_PARTS)
+    assert set(FLOW_PARTS) - set(FLOW_STAGE_1) == {"vision", "embed", "language", "text_head"}
+    assert set(FLOW_PARTS) - set(FLOW_STAGE_2) == {"vision"}
+    assert set(FLOW_PARTS) == set(FLOW_STAGE_3)
+    freeze(fresh, FLOW_STAGE_1)
+    for part, weights in parameters(fresh).items():
+        learns = part in (*FLOW_STAGE_1, "alignment")
+        assert {weight.requires_grad for weight in weights.values()} == {learns}
+    assert fresh.encoder.training
+    assert not fresh.vision.training
+    with pytest.raises(ValueError, match=r'^"alignment" is unknown'):
+        freeze(fresh, ("alignment",))  # it always learns, and is named nowhere
 
 
 def test_a_name_that_no_part_holds(fresh: Janus) -> None:
@@ -102,7 +129,9 @@ def test_unknown_and_repeated_parts(fresh: Janus) -> None:
         freeze(fresh.vq, ("head",))
     with pytest.raises(ValueError, match=r'^"vision" is named twice: take one out$'):
         freeze(fresh, ("vision", "vision"))
-    with pytest.raises(ValueError, match=r"^a Linear has no parts that are known: train a Janus or a VQ$"):
+    with pytest.raises(
+        ValueError, match=r"^a Linear has no parts that are known: train a Janus, a JanusFlow, a VQ or a VAE$"
+    ):
         freeze(nn.Linear(2, 2), ("weight",))  # type: ignore[arg-type]
 
 

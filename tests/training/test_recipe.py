@@ -8,10 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus.training.parts import PARTS, STAGE_2, VQ_PARTS
+from janus.config import FLOW_PRESETS, PRESETS
+from janus.training.parts import FLOW_PARTS, FLOW_STAGE_3, PARTS, STAGE_2, VAE_PARTS, VQ_PARTS
 from janus.training.recipe import Recipe, differences
 from janus.training.recipe_fields import RecipeError, Section, build
 from janus.training.recipe_file import dump, parse_recipe
+from janus.training.recipe_learning import VAELearning, VQLearning
 from janus.training.recipe_sections import (
     KINDS,
     Data,
@@ -20,8 +22,8 @@ from janus.training.recipe_sections import (
     Schedule,
     Source,
     Start,
-    VQLearning,
 )
+from janus.training.vae import VAETraining
 from janus.training.vq import VQTraining
 
 JANUS: dict[str, Any] = {
@@ -44,6 +46,21 @@ VQ: dict[str, Any] = {
     "model": {"architecture": "Janus-Pro-1B"},
     "data": {"sources": [{"task": "drawing", "path": "a.jsonl"}]},
     "optimizer": {"lr": 1e-4},
+}
+
+
+FLOW: dict[str, Any] = {
+    **JANUS,
+    "train": list(FLOW_STAGE_3),
+    "model": {"architecture": "JanusFlow-1.3B", "processor": "x", "vae": "runs/vae"},
+    "flow": {"aligned_after": 3},
+    "loss": {"alignment": 0.5},
+}
+VAE: dict[str, Any] = {
+    **VQ,
+    "task": "vae",
+    "train": list(VAE_PARTS),
+    "model": {"architecture": {"vae": {"channels": [32, 64]}}},
 }
 
 
@@ -121,7 +138,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "task": (
         changed(JANUS, task="januss"),
         "task",
-        '"januss" is not "janus", "sft" or "vq": did you mean "jan',
+        '"januss" is not "janus", "sft", "vq" or "vae": did you mean "jan',
     ),
     "bool": (
         changed(JANUS, compile="yes"),
@@ -409,6 +426,71 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "vq.merge_share",
         "0.5 has no moment: codes merge at de",
     ),
+    "flow-part": (
+        changed(FLOW, train=["vq"]),
+        "train.0",
+        f'"vq" is unknown: there are {", ".join(FLOW_PARTS)}',
+    ),
+    "flow-part-of-a-janus": (
+        changed(JANUS, model={"architecture": "Janus-Pro-1B", "processor": "x"}, train=["latent_adapter"]),
+        "train.0",
+        '"latent_adapter" is unknown: ',
+    ),
+    "flow-vq": (changed(FLOW, model__vq="x"), "model.vq", "says nothing to a JanusFlow: take it out"),
+    "flow-codes": (
+        changed(FLOW, model__code_embedding="codebook"),
+        "model.code_embedding",
+        "says nothing to a JanusFlow: take it out",
+    ),
+    "flow-defaults": (
+        changed(FLOW, defaults={"guidances": [1], "temperatures": [1]}),
+        "defaults",
+        "says nothing to a JanusFlow: take it out",
+    ),
+    **{
+        f"janus-{name}": (
+            changed(JANUS, model={"architecture": "Janus-Pro-1B", "processor": "x"} | start, **keys),
+            key,
+            "says nothing to a Janus, which draws by codes: take it out",
+        )
+        for name, start, keys, key in (
+            ("vae", {"vae": "x"}, {}, "model.vae"),
+            ("flow", {}, {"flow": {}}, "flow"),
+            ("alignment", {}, {"loss": {"alignment": 0.5}}, "loss.alignment"),
+        )
+    },
+    "flow-times": (
+        changed(FLOW, flow={"time_deviation": 0}),
+        "flow.time_deviation",
+        "0 is not a number above 0",
+    ),
+    "vae-section": (changed(FLOW, vae={}), "vae", 'is of task = "vae", not "janus": take it out'),
+    "vae-alone": (
+        changed(JANUS, model={"architecture": {"vae": {"channels": [32]}}, "processor": "x"}),
+        "model.architecture",
+        "is an autoencoder of latents alone: give the parts of a JanusFlow",
+    ),
+    "vae-flow": (changed(VAE, flow={}), "flow", 'says nothing to task = "vae": take it out'),
+    "vae-vq": (changed(VAE, vq={}), "vq", 'says nothing to task = "vae": take it out'),
+    "vae-of-vq": (changed(VAE, model__vq="x"), "model.vq", 'says nothing to task = "vae": take it out'),
+    "vae-given": (
+        changed(VAE, model__vae="x"),
+        "model.vae",
+        "names one that stands still: give the one to go on from as checkpoint",
+    ),
+    "vae-parts": (changed(VAE, train=["codebook"]), "train.0", '"codebook" is unknown: there are encoder, '),
+    "vae-sizes": (
+        changed(VAE, model={"architecture": "JanusFlow-1.3B"}),
+        "model.architecture",
+        "is no autoencoder of latents: give the sizes, as a vae",
+    ),
+    "vae-precision": (changed(VAE, precision="bfloat16"), "precision", '"bfloat16" is too coarse for the we'),
+    "vq-sizes": (
+        changed(VQ, model={"architecture": "JanusFlow-1.3B"}),
+        "model.architecture",
+        "has no VQ tokenizer: give one's sizes, as a vq",
+    ),
+    "vq-vae": (changed(VQ, vae={}), "vae", 'says nothing to task = "vq": take it out'),
     "vq-colour": (
         changed(VQ, vq={"background": [0, 0, 256]}),
         "vq.background.2",
@@ -425,7 +507,7 @@ def test_mistakes_name_their_key_and_the_remedy(case: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("tables", [JANUS, VQ], ids=["janus", "vq"])
+@pytest.mark.parametrize("tables", [JANUS, VQ, FLOW, VAE], ids=["janus", "vq", "flow", "vae"])
 def test_nothing_else_is_wrong_with_them(tables: dict[str, Any]) -> None:
     assert build(Recipe, tables).steps == 100
 
@@ -440,15 +522,19 @@ def test_sft_needs_no_ratio() -> None:
     assert build(Recipe, changed(JANUS, task="sft", data__ratio=None)).data.ratio is None
 
 
-def test_settings_of_the_tokenizer_are_all_there() -> None:
-    """Each of `VQTraining` comes from a section: by its own name, or from one that all tasks have."""
+@pytest.mark.parametrize(("section", "settings"), [(VQLearning, VQTraining), (VAELearning, VAETraining)])
+def test_settings_of_autoencoders_are_all_there(section: type, settings: type) -> None:
+    """Each comes from a section: by its own name, or from one that all tasks have."""
     shared = {"learning_rate", "betas", "weight_decay", "clip", "bfloat16", "seed"}
-    ours = {each.name: each for each in fields(VQLearning)}
-    theirs = {each.name: each for each in fields(VQTraining)}
+    ours = {each.name: each for each in fields(section)}
+    theirs = {each.name: each for each in fields(settings)}
     assert set(ours) - {"picture_size"} == set(theirs) - shared
     assert {name: ours[name].default for name in theirs if name not in shared} == {
         name: each.default for name, each in theirs.items() if name not in shared
     }
+
+
+def test_settings_of_the_tokenizer() -> None:
     tables = changed(
         VQ,
         vq={"l1": 0.5, "background": [1, 2, 3]},
@@ -580,6 +666,25 @@ def test_a_recipe_that_is_written_reads_back_equal(recipe: Recipe) -> None:
     assert differences(recipe, again) == []
 
 
+@pytest.mark.parametrize("tables", [FLOW, changed(VAE, vae={"kl": 0.5, "background": [1, 2, 3]})])
+def test_recipes_of_flows_and_autoencoders_read_back_equal(tables: dict[str, Any]) -> None:
+    recipe = build(Recipe, tables)
+    assert parse_recipe(dump(recipe), "dumped.toml") == recipe
+
+
+def test_a_checkpoint_may_be_of_either_family_until_it_is_read() -> None:
+    recipe = build(Recipe, changed(FLOW, model={"checkpoint": "runs/before", "vae": "runs/vae"}))
+    recipe.check_kind(FLOW_PRESETS["JanusFlow-1.3B"])
+    with pytest.raises(
+        RecipeError, match=r"^model\.vae: says nothing to a Janus, which draws by codes: take"
+    ):
+        recipe.check_kind(PRESETS["Janus-1.3B"])
+    with pytest.raises(
+        RecipeError, match=r'^train\.0: "latent_adaptor" is unknown: did you mean latent_adap'
+    ):
+        replace(recipe, train=("latent_adaptor",))
+
+
 def test_a_recipe_of_the_tokenizer_reads_back_equal() -> None:
     recipe = build(Recipe, changed(VQ, vq={"revive_every": "none", "background": [1, 2, 3], "perceptual": 1}))
     assert recipe.vq.revive_every is None
@@ -588,6 +693,7 @@ def test_a_recipe_of_the_tokenizer_reads_back_equal() -> None:
 
 @pytest.mark.parametrize("section", Section.__subclasses__(), ids=lambda section: section.__name__)
 def test_every_field_is_documented(section: type) -> None:
-    told = f"{section.__doc__} {VQTraining.__doc__ if section is VQLearning else ''}"
+    others = {VQLearning: VQTraining.__doc__, VAELearning: VAETraining.__doc__}
+    told = f"{section.__doc__} {others.get(section, '')}"  # type: ignore[call-overload]
     for each in fields(section):
         assert f"`{each.name}`" in told, each.name

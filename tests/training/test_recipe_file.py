@@ -7,10 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus.training.parts import STAGE_1, STAGE_2, STAGE_3
+from janus.config import FLOW_PRESETS, JanusFlowConfig
+from janus.models.janusflow import JanusFlow
+from janus.models.vae import VAE, VAEConfig
+from janus.training.data.outline import Geometry
+from janus.training.parts import FLOW_STAGE_1, FLOW_STAGE_2, FLOW_STAGE_3, STAGE_1, STAGE_2, STAGE_3
 from janus.training.recipe_file import apply_override, dump, parse_recipe, read_recipe, shipped
 
 TOML = """\
@@ -399,6 +404,9 @@ PUBLISHED = {
     "janus-pro-stage1": (1e-3, "constant", 600, 20_000, 256, 0.0, (1, 0, 3), STAGE_1),
     "janus-pro-stage2": (1e-4, "constant", 5000, 360_000, 512, 0.0, (2, 3, 5), STAGE_2),
     "janus-pro-stage3": (4e-5, "constant", 0, 80_000, 128, 0.0, (5, 1, 4), STAGE_3),
+    "janusflow-stage1": (1e-4, "constant", 2000, 10_000, 512, 0.0, (50, 0, 50), FLOW_STAGE_1),
+    "janusflow-stage2": (1e-4, "constant", 2000, 390_000, 512, 0.0, (14, 6, 80), FLOW_STAGE_2),
+    "janusflow-stage3": (2e-5, "constant", 1000, 26_000, 256, 0.0, (21, 9, 70), FLOW_STAGE_3),
 }
 
 
@@ -419,7 +427,36 @@ def test_published_numbers(name: str) -> None:
     assert set(recipe.train) == set(PUBLISHED[name][-1])
     assert (recipe.optimizer.betas, recipe.optimizer.clip) == ((0.9, 0.95), 1.0)
     assert (recipe.data.sequence_length, recipe.data.packing, recipe.data.prompt_dropout) == (4096, True, 0.1)
-    assert recipe.loss.text == recipe.loss.picture == 1
+    assert recipe.loss.text == recipe.loss.picture == recipe.loss.alignment == 1
+    assert recipe.ema == (0.99 if "flow" in name else None)
+
+
+def test_stages_of_the_flow() -> None:
+    """The paper's times and block, and each stage from the one before."""
+    stages = [read_recipe(f"janusflow-stage{number}") for number in (1, 2, 3)]
+    assert stages[0].model.architecture == FLOW_PRESETS["JanusFlow-1.3B"]
+    assert [stage.model.checkpoint for stage in stages[1:]] == [
+        "runs/janusflow-stage1",
+        "runs/janusflow-stage2",
+    ]
+    for stage in stages:
+        assert stage.flow is not None
+        assert (stage.flow.aligned_after, stage.flow.time_mean, stage.flow.time_deviation) == (6, 0, 1)
+
+
+def test_the_flow_of_shapes_fits_its_autoencoder_and_is_small() -> None:
+    flow, vae = read_recipe("shapes-flow"), read_recipe("shapes-vae")
+    assert flow.model.vae == "runs/shapes-vae"
+    sizes, latents = flow.model.architecture, vae.model.architecture
+    assert isinstance(sizes, JanusFlowConfig)
+    assert isinstance(latents, VAEConfig)
+    geometry = Geometry.of_flow(sizes, latents)
+    assert vae.picture_size == geometry.size == sizes.picture_size
+    assert geometry.tokens == sizes.vision.tokens == 64  # which the alignment compares one by one
+    with torch.device("meta"):
+        models = JanusFlow(sizes), VAE(latents)
+    numbers = sum(weight.numel() for model in models for weight in model.parameters())
+    assert 2 * numbers < 20e6 * 0.75  # bytes in bfloat16: well below what ships
 
 
 def test_the_larger_models_numbers_are_an_override() -> None:

@@ -14,24 +14,25 @@ from torch import Tensor
 
 from janus.config import JanusConfig
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
 from janus.models.vq import VQ
 from janus.processing.processor import Processor
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Data, Optimizer, Ratio, Source, Start
 from janus.training.start import (
+    FLOW_VISION,
     LANGUAGE,
     VISION,
     blank,
     describe,
     fill_part,
-    load_vq,
-    save_vq,
     start_config,
     start_janus,
     start_processor,
     start_vq,
     with_defaults,
 )
+from janus.training.vq_files import load_vq, save_vq
 from janus.weights.names import source
 from janus.weights.processor_config import read_generation_defaults
 from janus.weights.save import named_tensors
@@ -130,7 +131,7 @@ def test_a_checkpoint_is_read_in_the_recipes_precision(
     start = Start(checkpoint=checkpoint)
     sft = replace(recipe, task="sft", model=start, data=replace(recipe.data, ratio=None))
     assert same(start_janus(sft, reads, CPU), model)
-    assert start_config(start) == model.config
+    assert start_config(sft) == model.config
     assert start_processor(start).files == reads.files
 
 
@@ -158,6 +159,19 @@ def test_a_vision_tower_of_timm(begin: Begin, model: Janus, monkeypatch: pytest.
     filled = begin(vision="vit_tiny_siglip")
     assert same(filled.vision, model.vision)
     assert asked == [("vit_tiny_siglip", {"pretrained": True, "num_classes": 0})]
+
+
+def test_parts_of_a_flow_are_read_by_its_own_names(flow: JanusFlow, fresh_flow: JanusFlow) -> None:
+    named = named_tensors(flow, "deepseek")
+    for part, stem in (("vision", FLOW_VISION), ("language", LANGUAGE)):
+        given = {name.removeprefix(stem): each for name, each in named.items() if name.startswith(stem)}
+        owner = fresh_flow.get_submodule(part)
+        for weight in owner.parameters():
+            weight.data.zero_()
+        fill_part(fresh_flow, part, given, stem)
+        assert same(owner, flow.get_submodule(part))
+        with pytest.raises(ValueError, match=f"for {part} do not fit its sizes: unexpected extra"):
+            fill_part(fresh_flow, part, {**given, "extra": torch.zeros(1)}, stem)
 
 
 def test_timm_that_is_absent_or_fails_is_told(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,9 +222,9 @@ def test_a_tokenizer_by_itself_and_of_a_whole_model(
     filled = begin(vq=str(tmp_path), code_embedding="codebook")
     expected = torch.nn.functional.normalize(model.vq.codebook, dim=1)
     assert torch.equal(filled.code_embedding.weight, expected)
-    assert start_config(Start(checkpoint=str(tmp_path))) == model.config.vq
     start = Start(architecture=model.config.vq, vq=str(tmp_path))
     vq = replace(recipe, task="vq", train=("decoder",), model=start, data=drawings())
+    assert start_config(replace(vq, model=Start(checkpoint=str(tmp_path)))) == model.config.vq
     assert same(start_vq(vq, CPU), model.vq)
 
 

@@ -15,7 +15,7 @@ from janus.training.checkpoint import newest
 from janus.training.log import read_log
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import dump, read_recipe
-from janus.training.start import load_vq
+from janus.training.vq_files import load_vq
 
 RECIPE = """
 task = "vq"

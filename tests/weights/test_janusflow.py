@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import janus.weights
-from janus.config import FLOW_PRESETS, JanusConfig, JanusFlowConfig, LanguageConfig, UViTConfig, VisionConfig
+from janus.config import FLOW_PRESETS, JanusFlowConfig, LanguageConfig, UViTConfig, VisionConfig
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
-from janus.weights.config_files import format_config, parse_config, read_config, read_janus_config
+from janus.weights.config_files import format_config, parse_config, read_config
 from janus.weights.load import empty_model, load, parameter_names
 from janus.weights.names import is_dropped, naming_of, sources
 from janus.weights.save import named_tensors
@@ -299,12 +299,6 @@ def test_part_that_is_missing(part: str, value: Any, released: dict[str, Any]) -
     released[f"{part}_config"] = value
     with pytest.raises(ValueError, match=f"{part}_config is missing"):
         parse_config(released)
-
-
-def test_what_draws_by_codes_refuses_it(checkpoint: Path, data: Path) -> None:
-    with pytest.raises(ValueError, match="checkpoint holds a JanusFlow: name a Janus or Janus-Pro"):
-        read_janus_config(checkpoint)
-    assert isinstance(read_janus_config(data / "januspro" / "checkpoint"), JanusConfig)
 
 
 # Loading and saving

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from janus.checks import require_whole
+from janus.config import AnyConfig, JanusConfig
 from janus.inference.progress import Progress
 from janus.inference.progress import Report as OnProgress
 from janus.processing.image import load_picture
@@ -18,8 +19,9 @@ from janus.training.data.outline import Geometry, Task, outline
 from janus.training.data.rejects import write_rejects
 from janus.training.data.rows import PlaceholderMismatch, Resolve, beside, parse_row
 from janus.training.data.sources import JsonLines
-from janus.weights.config_files import read_janus_config
+from janus.weights.config_files import read_config
 from janus.weights.hub import find
+from janus.weights.vae import RELEASED, own_vae, read_vae_config
 
 Kind = Literal["malformed", "placeholders", "missing", "broken", "long"]
 MEANING: dict[Kind, str] = {
@@ -134,7 +136,7 @@ def run(
     """
     folder = find(model, weights=False)
     processor = Processor.from_pretrained(folder)
-    config = read_janus_config(folder)
+    config, _ = read_config(folder)
     if limit is None:
         limit = processor.window or config.language.window
     require_whole("limit", limit, least=1)
@@ -142,7 +144,7 @@ def run(
         path,
         processor,
         limit,
-        geometry=Geometry.of(config),
+        geometry=_geometry(folder, config),
         system=system,
         progress=progress,
     )
@@ -154,6 +156,14 @@ def run(
     write_rejects(report.path, messages, target)
     print(f"{len(report.unusable)} rows are passed over: {target}")
     return 0
+
+
+def _geometry(folder: Path, config: AnyConfig) -> Geometry:
+    """That of the checkpoint in a folder; of a JanusFlow, with its own autoencoder or else the released."""
+    if isinstance(config, JanusConfig):
+        return Geometry.of(config)
+    own = own_vae(folder)
+    return Geometry.of_flow(config, read_vae_config(find(RELEASED, weights=False) if own is None else own))
 
 
 def _problems(

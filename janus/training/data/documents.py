@@ -98,7 +98,9 @@ class Documents(Dataset[list[Read]]):
         if kept is None:
             return None, 0
         try:
-            return decode(kept, builder.processor, builder.geometry), int(kept is not whole)
+            seed = hashed("noise", draw.seed) >> 1  # as many bits as int64 has without its sign
+            example = decode(kept, builder.processor, builder.geometry, seed=seed)
+            return example, int(kept is not whole)
         except (ValueError, FileNotFoundError) as error:
             raise located(error, row.where) from error
 
@@ -107,12 +109,13 @@ class Documents(Dataset[list[Read]]):
 class Chunk:
     """Reads, and the tensors of their examples in four: each tensor between processes takes a file handle.
 
-    `flat` (5, S): ids, labels and the three masks. `sizes`: of each example, its positions and how many
-    pixels, codes and targets are its.
+    `flat` (6, S): ids, labels, the three masks and positions. `sizes`: of each example, its positions and how
+    many pixels, codes and targets are its.
     """
 
     reads: list[Read]
     tasks: list[Task]
+    seeds: list[int]
     sizes: list[tuple[int, int, int, int]]
     flat: Tensor
     pixels: Tensor
@@ -126,12 +129,22 @@ def join(reads: Sequence[Read]) -> Chunk:
     nothing = torch.zeros(0, 0, dtype=torch.long)
     codes = [nothing if each.codes is None else each.codes for each in examples]
     rows = [
-        torch.stack([each.ids, each.labels, each.image_mask, each.code_mask, each.code_labels_mask])
+        torch.stack(
+            [
+                each.ids,
+                each.labels,
+                each.image_mask,
+                each.code_mask,
+                each.code_labels_mask,
+                each.positions,
+            ]
+        )
         for each in examples
     ]
     return Chunk(
         reads=[replace(read, example=None) for read in reads],
         tasks=[each.task for each in examples],
+        seeds=[each.seed for each in examples],
         sizes=[
             (len(each), len(each.pixels), len(own), len(each.targets))
             for each, own in zip(examples, codes, strict=True)
@@ -159,9 +172,13 @@ def split(chunk: Chunk) -> Iterator[Read]:
             codes=codes if len(codes) else None,
             targets=targets,
             code_labels_mask=rows[4].bool(),
+            positions=rows[5],
             task=task,
+            seed=seed,
         )
-        for task, rows, pixels, codes, targets in zip(chunk.tasks, flat, *pictures, strict=True)
+        for task, seed, rows, pixels, codes, targets in zip(
+            chunk.tasks, chunk.seeds, flat, *pictures, strict=True
+        )
     )
     for read in chunk.reads:
         yield read if read.error is not None else replace(read, example=next(examples))

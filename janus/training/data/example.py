@@ -1,7 +1,7 @@
 """Examples: one document each, its pictures decoded.
 
-S positions of one document, N pictures that it sees, M that it draws, T codes of a drawn picture; H, W and
-h, w: sizes in pixels of the two kinds.
+S positions of one document, N pictures that it sees, M that it draws, T codes of a drawn picture, or tokens
+of its latents in a flow; H, W and h, w: sizes in pixels of the two kinds.
 """
 
 from __future__ import annotations
@@ -33,10 +33,14 @@ class Example:
     ids (S,) int64: the text at each position; without meaning where a mask says that something else stands.
     labels (S,) int64: the text id that each position predicts (shifted already), or IGNORE.
     image_mask (S,): positions of the features of `pixels` (N, 3, H, W), as `processor.image` gives them.
-    code_mask (S,): positions whose input is a code; the last code of a picture is never one.
-    code_labels_mask (S,): positions that predict a code, from the begin of image to the last code but one.
+    code_mask (S,): positions whose input is a code; the last code of a picture is never one. In a flow:
+    those of a time and of latents.
+    code_labels_mask (S,): positions that predict a code, from the begin of image to the last code but one. In
+    a flow: those of latents, which predict their velocity.
     codes (M, T) int64, or None where there are none yet: then `targets` (M, 3, h, w) in [-1, 1] has pictures
-    that are still to be tokenised.
+    that are still to be tokenised, or made latents.
+    positions (S,) int64: from 0 on, each one more than the last; a flow's dropped prompt leaves some out.
+    seed: decides, in a flow, at which time a picture is learned, and from what noise.
     """
 
     ids: Tensor
@@ -47,13 +51,17 @@ class Example:
     codes: Tensor | None
     targets: Tensor
     code_labels_mask: Tensor
+    positions: Tensor
     task: Task
+    seed: int = 0
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
-def decode(outline: Outline, processor: Processor, geometry: Geometry | None = None) -> Example:
+def decode(
+    outline: Outline, processor: Processor, geometry: Geometry | None = None, *, seed: int = 0
+) -> Example:
     """Read the pictures: those seen go through the processor, those drawn are cropped to a square.
 
     Raises FileNotFoundError or ValueError for a picture that cannot be read.
@@ -70,7 +78,9 @@ def decode(outline: Outline, processor: Processor, geometry: Geometry | None = N
         codes=None if outline.codes is None else outline.codes[None],
         targets=torch.stack(targets) if targets else torch.zeros(0, 3, drawn, drawn),
         code_labels_mask=outline.code_labels_mask,
+        positions=outline.positions,
         task=outline.task,
+        seed=seed,
     )
 
 
@@ -98,10 +108,11 @@ def drawing_example(
     geometry: Geometry,
     *,
     drop_prompt: bool = False,
+    seed: int = 0,
 ) -> Example:
     """A prompt and what it becomes: a picture (path, `PIL.Image` or (H, W, 3) array) or codes."""
     target = picture_or_codes
     if isinstance(target, Tensor | list | tuple):
         target = codes_of(target, geometry)
     outline = drawing_outline(processor, prompt, target, geometry, drop_prompt=drop_prompt)
-    return decode(outline, processor, geometry)
+    return decode(outline, processor, geometry, seed=seed)

@@ -1,7 +1,7 @@
 """Rows to outlines of documents: the ids that inference would read, and what each position is to predict.
 
-S positions of one document, T codes of a drawn picture. An outline knows everything but pixels: its length is
-known, and can be cut, before any picture is decoded.
+S positions of one document, T codes of a drawn picture, or tokens of its latents in a flow. An outline knows
+everything but pixels: its length is known, and can be cut, before any picture is decoded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from janus.config import JanusConfig
+from janus.config import LATENT_PATCH, JanusConfig, JanusFlowConfig
 from janus.inference.board import unconditional
+from janus.inference.flow import seen
+from janus.models.vae import VAEConfig
 from janus.processing.chat import (
     OPENAI_ROLES,
     Message,
@@ -31,19 +33,41 @@ Task = Literal["understanding", "text", "drawing"]
 
 @dataclass(frozen=True)
 class Geometry:
-    """Drawn pictures: `grid` codes along each side, `factor` pixels per code, `codebook` codes in all."""
+    """Drawn pictures: `grid` codes along each side, `factor` pixels per code, `codebook` codes in all.
+
+    In a flow there is no codebook, and tokens of latents stand where codes would.
+    """
 
     grid: int
     factor: int
-    codebook: int
+    codebook: int | None
 
     @classmethod
     def of(cls, config: JanusConfig) -> Geometry:
         return cls(grid=config.grid, factor=config.vq.factor, codebook=config.vq.codes)
 
+    @classmethod
+    def of_flow(cls, config: JanusFlowConfig, vae: VAEConfig) -> Geometry:
+        """Pictures as JanusFlow draws them, of the size that it sees.
+
+        ValueError for an autoencoder that does not fit it.
+        """
+        if vae.latent_channels != config.uvit.latent_channels:
+            raise ValueError(
+                f"the autoencoder's latents have {vae.latent_channels} channels, and the model's "
+                f"{config.uvit.latent_channels}: give the one that it was made for"
+            )
+        factor, side = vae.factor * LATENT_PATCH, config.vision.image_size
+        if side % factor:
+            raise ValueError(
+                f"pictures of {side} pixels are no whole number of tokens of {factor} pixels: give an "
+                "autoencoder with fewer levels, or another image_size"
+            )
+        return cls(grid=side // factor, factor=factor, codebook=None)
+
     @property
     def tokens(self) -> int:
-        """Codes of a picture."""
+        """Codes of a picture, or tokens of its latents."""
         return self.grid**2
 
     @property
@@ -64,6 +88,7 @@ class Outline:
     image_mask: Tensor
     code_mask: Tensor
     code_labels_mask: Tensor
+    positions: Tensor
     task: Task
     pictures: tuple[Any, ...] = ()
     picture: Any = None
@@ -90,6 +115,7 @@ class Outline:
             image_mask=self.image_mask[:length],
             code_mask=self.code_mask[:length],
             code_labels_mask=self.code_labels_mask[:length],
+            positions=self.positions[:length],
         )
 
 
@@ -150,7 +176,7 @@ def conversation_outline(
     return _text_outline(
         expanded,
         labelled,
-        image_id=processor.image_id,
+        processor if pictures else None,
         task="understanding" if pictures else "text",
         pictures=tuple(pictures),
     )
@@ -160,7 +186,7 @@ def text_outline(processor: Processor, text: str) -> Outline:
     """A text outside any chat: all of it is learned, and its end token."""
     tokenizer = processor.tokenizer
     ids = [tokenizer.bos_id, *tokenizer.encode(text, special=False), tokenizer.eos_id]
-    return _text_outline(ids, [False] + [True] * (len(ids) - 1), image_id=None, task="text")
+    return _text_outline(ids, [False] + [True] * (len(ids) - 1), None, task="text")
 
 
 def drawing_outline(
@@ -173,23 +199,31 @@ def drawing_outline(
 ) -> Outline:
     """The ids of `processor.draw_prompt(prompt)` and the codes after them, without the last.
 
-    `target` is a tensor of codes (T,), or a picture. With `drop_prompt` all between the first and the last
-    token of the prompt is padding, exactly as in the unconditional rows of guided drawing.
+    In a flow: without the prompt's last, and after them the time's token and all of the latents'. `target` is
+    a tensor of codes (T,), or a picture. With `drop_prompt` the prompt is as in the unconditional rows of
+    guided drawing: all between its first and last token is padding; or in a flow the first token alone, and
+    what follows stands where it would after the whole.
     """
     tokenizer = processor.tokenizer
-    segments = format_drawing(prompt, processor.template, image_start_tag=processor.config.image_start_tag)
+    segments = format_drawing(prompt, processor.template, image_start_tag=processor.drawing_tag)
     ids: tuple[int, ...] = (tokenizer.bos_id, *tokenizer.encode_segments(segments))
-    if drop_prompt:
-        ids = unconditional(ids, tokenizer.pad_id)
-    fed = geometry.tokens - 1
-    position = torch.arange(len(ids) + fed)
     codes = target if isinstance(target, Tensor) else None
+    if geometry.codebook is None:
+        ids, fed, start = seen(ids), 1 + geometry.tokens, len(seen(ids))
+        ids = ids[:1] if drop_prompt else ids
+        first_label = len(ids) + 1
+    else:
+        ids = unconditional(ids, tokenizer.pad_id) if drop_prompt else ids
+        fed, start = geometry.tokens - 1, len(ids)
+        first_label = len(ids) - 1
+    place = torch.arange(len(ids) + fed)
     return Outline(
         ids=torch.tensor([*ids, *[tokenizer.pad_id] * fed]),
-        labels=torch.full_like(position, IGNORE),
-        image_mask=torch.zeros_like(position, dtype=torch.bool),
-        code_mask=position >= len(ids),
-        code_labels_mask=position >= len(ids) - 1,
+        labels=torch.full_like(place, IGNORE),
+        image_mask=torch.zeros_like(place, dtype=torch.bool),
+        code_mask=place >= len(ids),
+        code_labels_mask=place >= first_label,
+        positions=torch.where(place < len(ids), place, place + start - len(ids)),
         task="drawing",
         picture=None if codes is not None else target,
         codes=codes,
@@ -198,6 +232,8 @@ def drawing_outline(
 
 def codes_of(codes: Any, geometry: Geometry) -> Tensor:
     """Codes as they stand in a file -> (T,) int64. Raises ValueError for another number or range of them."""
+    if geometry.codebook is None:
+        raise ValueError("codes are of a VQ tokenizer, and this model draws latents: give the picture itself")
     try:
         tensor = torch.as_tensor(codes)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
@@ -272,22 +308,31 @@ def _shared(left: Sequence[int], right: Sequence[int]) -> int:
 def _text_outline(
     ids: Sequence[int],
     learned: Sequence[bool],
+    processor: Processor | None,
     *,
-    image_id: int | None,
     task: Task,
     pictures: tuple[Any, ...] = (),
 ) -> Outline:
-    """The outline of words and seen pictures; `learned` tells which of the ids are to be predicted."""
+    """The outline of words and seen pictures; `learned` tells which of the ids are to be predicted.
+
+    The processor tells where pictures are, if there can be any.
+    """
     tokens = torch.tensor(ids)
     labels = torch.full_like(tokens, IGNORE)
     labels[:-1] = torch.where(torch.tensor(learned)[1:], tokens[1:], IGNORE)
     nowhere = torch.zeros_like(tokens, dtype=torch.bool)
+    image_mask = nowhere
+    if processor is not None:
+        image_mask = tokens == processor.image_id
+        if processor.config.marks_start:
+            image_mask[:-1] |= image_mask[1:].clone()
     return Outline(
         ids=tokens,
         labels=labels,
-        image_mask=nowhere if image_id is None else tokens == image_id,
+        image_mask=image_mask,
         code_mask=nowhere,
         code_labels_mask=nowhere,
+        positions=torch.arange(len(tokens)),
         task=task,
         pictures=pictures,
     )

@@ -1,7 +1,7 @@
 """Examples to batches: several documents in a row, or one, padded on the right.
 
 B rows of L positions; N pictures that are seen and M that are drawn, in reading order; T codes of a drawn
-one; H, W and h, w: sizes in pixels of the two kinds.
+one, or tokens of its c x h' x w' latents; H, W and h, w: sizes in pixels of the two kinds.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Batch:
     """The tensors of an `Example`, laid out in rows; those of pictures in reading order.
 
     ids, labels, image_mask, code_mask, code_labels_mask: (B, L). pixels (N, 3, H, W). codes (M, T), rows of
-    PENDING where the next of the `targets` (M', 3, h, w) is still to be tokenised.
+    PENDING where the next of the `targets` (M', 3, h, w) is still to be tokenised. In a flow, all of them;
+    latents (M, c, h', w') are then those of the targets, once they are known, and seeds (M,) the examples'.
     document (B, L): documents of a row are numbered from 1, and padding is 0: a position sees those of its
     own number. positions (B, L) begin at 0 in every document. tasks: of the documents of each row.
     """
@@ -40,7 +41,9 @@ class Batch:
     code_labels_mask: Tensor
     document: Tensor
     positions: Tensor
+    seeds: Tensor
     tasks: tuple[tuple[Task, ...], ...]
+    latents: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
@@ -60,6 +63,10 @@ class Batch:
         codes[pending] = encode(self.targets).flatten(1).to(codes.dtype)
         return replace(self, codes=codes, targets=self.targets[:0])
 
+    def with_latents(self, latents: Tensor) -> Batch:
+        """The batch with the latents (M, c, h', w') of its targets."""
+        return replace(self, latents=latents)
+
     @property
     def text_labels(self) -> int:
         """How many positions predict a text token."""
@@ -67,7 +74,7 @@ class Batch:
 
     @property
     def code_labels(self) -> int:
-        """How many positions predict a code."""
+        """How many positions predict a code, or in a flow a token's velocity."""
         return int(self.code_labels_mask.sum())
 
     @property
@@ -204,7 +211,8 @@ def place(examples: Sequence[Example], rows: Sequence[Sequence[int]], length: in
         targets=together([example.targets for example in ordered]),
         code_labels_mask=laid(lambda example, _: example.code_labels_mask, False),
         document=laid(lambda example, order: torch.full((len(example),), order + 1), 0),
-        positions=laid(lambda example, _: torch.arange(len(example)), 0),
+        positions=laid(lambda example, _: example.positions, 0),
+        seeds=torch.tensor([example.seed for example in ordered if example.task == "drawing"]).long(),
         tasks=tuple(tuple(examples[number].task for number in row) for row in rows),
     )
 

@@ -5,6 +5,7 @@ for pixels in batches:
     figures = vq_step(vq, pixels, state, config)
 """
 
+from janus.training.vq.autoencoding import AutoencoderState, AutoencoderTraining, total
 from janus.training.vq.codebook import (
     count_codes,
     k_means,
@@ -24,12 +25,14 @@ from janus.training.vq.objectives import (
     reconstruction_loss,
 )
 from janus.training.vq.perceptual import Perceptual
-from janus.training.vq.reconstructions import reconstruction_grid
+from janus.training.vq.reconstructions import paired_grid, reconstruction_grid
 from janus.training.vq.state import VQState, VQTraining
-from janus.training.vq.step import Coded, code, pixel_weights, total, vq_losses, vq_step
+from janus.training.vq.step import Coded, code, pixel_weights, vq_losses, vq_step
 from janus.training.vq.upkeep import prepare_codebook, tend_codebook
 
 __all__ = [
+    "AutoencoderState",
+    "AutoencoderTraining",
     "Coded",
     "PatchDiscriminator",
     "Perceptual",
@@ -46,6 +49,7 @@ __all__ = [
     "foreground_pixels",
     "k_means",
     "merge",
+    "paired_grid",
     "perplexity",
     "pixel_weights",
     "prepare_codebook",

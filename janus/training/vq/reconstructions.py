@@ -23,7 +23,12 @@ def reconstruction_grid(vq: VQ, pixels: Tensor, *, columns: int = 8, quantised: 
         raise ValueError("a grid of reconstructions needs a picture: pixels are empty")
     latents = vq.latents(pixels)
     entries = vq.quantize(latents)[0] if quantised else torch.nn.functional.normalize(latents, dim=1)
-    originals, copies = to_pictures(pixels), to_pictures(vq.decode_latents(entries))
+    return paired_grid(pixels, vq.decode_latents(entries), columns=columns)
+
+
+def paired_grid(pixels: Tensor, reconstructed: Tensor, *, columns: int = 8) -> Image.Image:
+    """As `reconstruction_grid`, of what was reconstructed before, (B, 3, H, W) both."""
+    originals, copies = to_pictures(pixels), to_pictures(reconstructed)
     columns = min(columns, len(originals))
     width, height = (side + MARGIN for side in originals[0].size)
     rows = -(-len(originals) // columns)

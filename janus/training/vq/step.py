@@ -10,20 +10,17 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from janus import cpu
 from janus.models.vq import VQ
-from janus.training.vq.discriminator import adversarial_loss, discriminator_loss
-from janus.training.vq.objectives import (
-    background_cells,
-    codebook_loss,
-    commitment_loss,
-    entropy_loss,
-    foreground_pixels,
-    reconstruction_loss,
+from janus.training.vq.autoencoding import (
+    computing,
+    foreground_of,
+    learn,
+    picture_losses,
+    weights_of,
 )
-from janus.training.vq.ranks import average_gradients
+from janus.training.vq.objectives import background_cells, codebook_loss, commitment_loss, entropy_loss
 from janus.training.vq.state import VQState, VQTraining
 from janus.training.vq.upkeep import prepare_codebook, tend_codebook
 
@@ -56,16 +53,7 @@ def vq_step(
 
     coded = code(vq, pixels, state.step, config)
     terms = vq_losses(vq, coded, pixels, state, config, weights=weights)
-    loss = total(terms, config)
-    state.optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    average_gradients(vq, state.group)
-    norm = _clip(vq, state.step, config)
-    state.optimizer.step()
-
-    figures = {name: term.detach() for name, term in terms.items()} | {"loss": loss.detach(), "norm": norm}
-    if config.is_adversarial(state.step):
-        figures["discriminator"] = _discriminator_step(coded.pictures.detach(), pixels, state, config)
+    figures = learn(vq, terms, coded.pictures, pixels, state, config)
     figures |= tend_codebook(vq, coded.latents, coded.codes, state, config, background=background)
     state.step += 1
     return figures
@@ -78,21 +66,15 @@ def pixel_weights(
 
     Raises ValueError for a `foreground` that is not (B, H, W) bool.
     """
-    if foreground is None and config.background is not None:
-        foreground = foreground_pixels(pixels, config.background, tolerance=config.tolerance)
-    if foreground is None:
+    found = foreground_of(pixels, config, foreground)
+    if found is None:
         return None, None
-    expected = (len(pixels), *pixels.shape[2:])
-    if foreground.shape != expected or foreground.dtype != torch.bool:
-        raise ValueError(
-            f"foreground must be {expected} bool, not {tuple(foreground.shape)} {foreground.dtype}"
-        )
-    return 1 + (config.foreground - 1) * foreground.float(), background_cells(foreground, vq.config.factor)
+    return weights_of(found, config), background_cells(found, vq.config.factor)
 
 
 def code(vq: VQ, pixels: Tensor, step: int, config: VQTraining) -> Coded:
     """Pixels through the encoder, the codebook (where this step quantises) and the decoder."""
-    with _computing(config, pixels.device):
+    with computing(config, pixels.device):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not config.trains_decoder_only(step)):
             latents = vq.latents(pixels).float()
             if config.quantises(step):
@@ -113,64 +95,10 @@ def vq_losses(
     weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of this step before their weights; `weights` (B, H, W) are the pixels'."""
-    terms = {
-        "reconstruction": reconstruction_loss(
-            coded.pictures, pixels, l1=config.l1, l2=config.l2, weights=weights
-        )
-    }
-    if state.perceptual is not None:
-        terms["perceptual"] = state.perceptual(coded.pictures, pixels)
-    if config.is_adversarial(state.step):
-        assert state.discriminator is not None
-        # Its own gradients are of its own step.
-        state.discriminator.requires_grad_(False)
-        terms["adversarial"] = adversarial_loss(_judge(state.discriminator, coded.pictures, config))
+    terms = picture_losses(coded.pictures, pixels, state, config, weights=weights)
     if coded.entries is not None and not config.trains_decoder_only(state.step):
         terms["codebook"] = codebook_loss(coded.latents, coded.entries)
         terms["commitment"] = commitment_loss(coded.latents, coded.entries)
         if config.entropy:
             terms["entropy"] = entropy_loss(coded.latents, vq.codebook, temperature=config.temperature)
     return terms
-
-
-def total(terms: dict[str, Tensor], config: VQTraining) -> Tensor:
-    """The loss: the sum of terms by their weights. The reconstruction's are within it."""
-    weights = {name: 1.0 if name == "reconstruction" else getattr(config, name) for name in terms}
-    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
-
-
-def _discriminator_step(pictures: Tensor, pixels: Tensor, state: VQState, config: VQTraining) -> Tensor:
-    discriminator, optimizer = state.discriminator, state.discriminator_optimizer
-    assert discriminator is not None
-    assert optimizer is not None
-    discriminator.requires_grad_(True)
-    real, fake = (_judge(discriminator, each, config) for each in (pixels, pictures))
-    loss = discriminator_loss(real, fake)
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    average_gradients(discriminator, state.group)
-    _clip(discriminator, state.step, config)
-    optimizer.step()
-    return loss.detach()
-
-
-def _judge(discriminator: nn.Module, pictures: Tensor, config: VQTraining) -> Tensor:
-    with _computing(config, pictures.device):
-        return discriminator(pictures)
-
-
-def _clip(module: nn.Module, step: int, config: VQTraining) -> Tensor:
-    """Scale gradients to a norm of `config.clip` at most; -> the norm they had."""
-    norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip)
-    if not norm.isfinite():
-        raise FloatingPointError(
-            f"gradients of step {step} are not finite: lower the learning rate {config.learning_rate}, "
-            "or look for pixels that are not numbers"
-        )
-    return norm
-
-
-def _computing(config: VQTraining, device: torch.device) -> torch.autocast:
-    """How the networks run: in float32, too, on a CPU that does bfloat16 badly."""
-    wanted = config.bfloat16 and not cpu.widens(device, torch.bfloat16)
-    return torch.autocast(device.type, torch.bfloat16, enabled=wanted)

@@ -1,6 +1,7 @@
 """The check of a file: every problem of every line, a histogram that adds up, and rejects passed over."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,21 @@ def test_histograms_add_up(values: list[int]) -> None:
         for value in inside:
             del rest[value]
     assert not rest
+
+
+def test_a_janusflow_draws_latents(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of its own autoencoder's size; codes are none of its."""
+    folder = Path(shutil.copytree(data / "janusflow" / "checkpoint", tmp_path / "flow"))
+    shutil.copytree(data / "janusflow" / "vae", folder / "vae")
+    Image.new("RGB", (9, 5)).save(tmp_path / "good.png")
+    rows = [{"prompt": "a cat", "image": "good.png"}, {"prompt": "a cat", "codes": [1, 2]}]
+    path = tmp_path / "data.jsonl"
+    path.write_text("\n".join(map(json.dumps, rows)))
+    assert run(path, model=folder) == 1
+    told = capsys.readouterr().out
+    assert "data.jsonl:2: codes are of a VQ tokenizer, and this model draws latents" in told
+    prompt = len(Processor.from_pretrained(folder).draw_prompt("a cat"))
+    assert f"{prompt - 1 + 1 + 16}" in told
 
 
 def test_run_prints_and_tells(file: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,7 +50,9 @@ def make(task: Task, length: int, seed: int) -> Example:
         codes=codes,
         targets=targets,
         code_labels_mask=code_labels_mask,
+        positions=torch.arange(length) + (torch.arange(length) > 0) * (seed % 3),  # of a dropped prompt
         task=task,
+        seed=seed if task == "drawing" else 0,
     )
 
 
@@ -64,6 +66,7 @@ def documents(batch: Batch) -> list[Example]:
     """The examples of a batch, read back from its tensors alone, in reading order."""
     found = []
     pixels, codes, targets = (iter(each[:, None]) for each in (batch.pixels, batch.codes, batch.targets))
+    seeds = iter(batch.seeds.tolist())
     for row, tasks in enumerate(batch.tasks):
         for number, task in enumerate(tasks, start=1):
             mine = batch.document[row] == number
@@ -79,10 +82,12 @@ def documents(batch: Batch) -> list[Example]:
                     codes=None if pending else drawn,
                     targets=next(targets) if pending else torch.zeros(0, 3, 2, 2),
                     code_labels_mask=batch.code_labels_mask[row, mine],
+                    positions=batch.positions[row, mine],
                     task=task,
+                    seed=next(seeds) if task == "drawing" else 0,
                 )
             )
-    assert not [*pixels, *codes, *targets]
+    assert not [*pixels, *codes, *targets, *seeds]
     return found
 
 
@@ -164,14 +169,13 @@ def check_layout(batch: Batch, examples: list[Example]) -> None:
     assert (batch.ids[padding] == PAD).all()
     assert (batch.labels[padding] == IGNORE).all()
     assert not (batch.image_mask | batch.code_mask | batch.code_labels_mask)[padding].any()
-    for document, positions, tasks in zip(batch.document, batch.positions, batch.tasks, strict=True):
+    assert not batch.positions[padding].any()
+    for document, tasks in zip(batch.document, batch.tasks, strict=True):
         rows = document.tolist()
         counts = [rows.count(number) for number in range(1, len(tasks) + 1)]
-        # Documents stand one after another from the left, each counting from 0; what is left is padding.
+        # Documents stand one after another from the left; what is left is padding.
         expected = [number for number, count in enumerate(counts, start=1) for _ in range(count)]
         assert rows == expected + [0] * (len(rows) - len(expected))
-        places = [place for count in counts for place in range(count)]
-        assert positions.tolist() == places + [0] * (len(rows) - len(places))
     assert batch.tokens == sum(map(len, examples))
     assert batch.waste == 1 - batch.tokens / batch.ids.numel()
     assert batch.text_labels == sum(int((each.labels != IGNORE).sum()) for each in examples)

@@ -7,6 +7,7 @@ pictures, so a model of this world is loaded, asked and taught like a released o
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,22 @@ from janus.training.worlds.shapes.stream import vocabulary_texts
 from janus.weights.processor_config import BOS_TOKEN, EOS_TOKEN, PAD_TOKEN
 
 LISTED = ("<image_placeholder>", "<patch_placeholder>", "<|User|>", "<|Assistant|>")
+GENERATION = "<｜begin▁of▁generation｜>"  # as JanusFlow's files have it
 SPECIAL = (BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, *LISTED, "<begin_of_image>", "<end_of_image>")
 BYTES = 256  # each is a token, so any text can be said
 SENTENCES = 20_000
 BACKGROUND = 127  # what pads a picture to a square, and this world's own grey
 
 
-def train_tokenizer(size: int, seed: int = 0, sentences: int = SENTENCES) -> Tokenizer:
-    """Byte-pair encoding of at most `size` tokens, special ones included; the same for the same seed."""
-    least = BYTES + len(SPECIAL)
+def train_tokenizer(
+    size: int, seed: int = 0, sentences: int = SENTENCES, *, extra: Sequence[str] = ()
+) -> Tokenizer:
+    """Byte-pair encoding of at most `size` tokens, special ones included; the same for the same seed.
+
+    `extra` are special ones beside those that all models of the world have.
+    """
+    special = (*SPECIAL, *extra)
+    least = BYTES + len(special)
     if require_whole("size", size) < least:
         raise ValueError(f"a tokenizer of {size} tokens has no room for bytes and special ones: give {least}")
     tokenizer = Tokenizer(models.BPE())
@@ -44,34 +52,42 @@ def train_tokenizer(size: int, seed: int = 0, sentences: int = SENTENCES) -> Tok
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size - len(SPECIAL),
+        vocab_size=size - len(special),
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
     # What stands before every question as well: it must not cost a question dozens of tokens.
     texts = chain(vocabulary_texts(sentences, seed), repeat(DEFAULT_SYSTEM_PROMPT, sentences // 10))
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return tokenizer
 
 
 def write_processor(
-    folder: str | Path, *, image_size: int, image_tokens: int, vocabulary: int, seed: int = 0
+    folder: str | Path,
+    *,
+    image_size: int,
+    image_tokens: int,
+    vocabulary: int,
+    flow: bool = False,
+    seed: int = 0,
 ) -> None:
     """Write what `janus.Processor.from_pretrained` reads, for pictures of `image_size` pixels to a side.
 
-    `image_tokens` are the positions that a seen picture takes, `vocabulary` the ids that a model has.
+    `image_tokens` are the features of a picture that is seen, `vocabulary` the ids that a model has. Of a
+    `flow`, a JanusFlow, they name the token that its pictures begin with, which no other model has.
     """
     require_whole("image_size", image_size, least=1)
     require_whole("image_tokens", image_tokens, least=1)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    train_tokenizer(vocabulary, seed).save(str(folder / "tokenizer.json"))
+    extra = (GENERATION,) if flow else ()
+    train_tokenizer(vocabulary, seed, extra=extra).save(str(folder / "tokenizer.json"))
     named = {"bos_token": BOS_TOKEN, "eos_token": EOS_TOKEN, "pad_token": PAD_TOKEN}
     half = [0.5] * 3
     files: dict[str, dict[str, Any]] = {
         "tokenizer_config.json": {**named, "tokenizer_class": "LlamaTokenizer"},
-        "special_tokens_map.json": {**named, "additional_special_tokens": list(LISTED)},
+        "special_tokens_map.json": {**named, "additional_special_tokens": [*LISTED, *extra]},
         "preprocessor_config.json": {
             "background_color": [BACKGROUND] * 3,
             "do_normalize": True,
@@ -91,6 +107,7 @@ def write_processor(
             "num_image_tokens": image_tokens,
             "processor_class": "VLChatProcessor",
             "sft_format": "deepseek",
+            **({"image_gen_tag": GENERATION} if flow else {}),
         },
     }
     for name, content in files.items():

@@ -1,13 +1,16 @@
 """The world's tokenizer and processor files: read as released ones are, and the same for the same seed."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import janus
 from janus.processing.chat import DEFAULT_SYSTEM_PROMPT
 from janus.training.worlds import shapes
-from janus.training.worlds.shapes.processor import SPECIAL, train_tokenizer, write_processor
+from janus.training.worlds.shapes.processor import GENERATION, SPECIAL, train_tokenizer, write_processor
 
 SIZE = 768
 
@@ -28,6 +31,19 @@ def test_it_fills_its_vocabulary(processor: janus.Processor) -> None:
 def test_it_speaks_as_janus_pro_does(processor: janus.Processor) -> None:
     text = processor.format([{"role": "user", "content": "a red circle"}])
     assert text == f"{DEFAULT_SYSTEM_PROMPT}\n\n<|User|>: a red circle\n\n<|Assistant|>:"
+
+
+def test_a_flows_pictures_begin_with_a_token_of_their_own(tmp_path: Path) -> None:
+    """And so the model that sees them has an embedding for where seeing begins."""
+    write_processor(tmp_path, image_size=64, image_tokens=64, vocabulary=SIZE, flow=True)
+    flow = janus.Processor.from_pretrained(tmp_path)
+    assert flow.drawing_tag == GENERATION
+    assert flow.draw_prompt("a red circle")[-1] == flow.tokenizer.id(GENERATION)
+    assert flow.tokenizer.largest_id == SIZE - 1
+    assert flow.config.marks_start
+    message = {"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (64, 64))}]}
+    assert int(flow([message]).image_mask.sum()) == 64 + 1
+    assert flow.roles == ("<|User|>", "<|Assistant|>")
 
 
 def test_words_of_the_world_are_tokens(processor: janus.Processor) -> None:

@@ -1,0 +1,84 @@
+"""The sections of a recipe that say how pictures are learned: by a tokenizer, an autoencoder, a flow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from janus.training.recipe_fields import RecipeError, Section, number
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQLearning(Section):
+    """What the VQ tokenizer learns by, on pictures of `picture_size` pixels to a side.
+
+    All other keys are those of `janus.training.vq.VQTraining`, which explains them; what that has beside them
+    comes from other sections of the recipe (`Recipe.vq_training`). `discriminator_channels` and
+    `discriminator_layers` are the discriminator's size.
+    """
+
+    picture_size: int = number(256, least=1)
+    l1: float = number(0.0, least=0)
+    l2: float = number(1.0, least=0)
+    perceptual: float = number(0.0, least=0)
+    adversarial: float = number(0.5, least=0)
+    codebook: float = number(1.0, least=0)
+    commitment: float = number(0.25, least=0)
+    entropy: float = number(0.0, least=0)
+    temperature: float = number(0.01, above=0)
+    background: tuple[int, int, int] | None = number(None, least=0, most=255)
+    foreground: float = number(1.0, above=0)
+    tolerance: int = number(2, least=0)
+    quantise_from: int = number(0, least=0)
+    discriminator_from: int | None = number(None, least=0)
+    decoder_only_from: int | None = number(None, least=0)
+    start_latents: int | None = number(None, least=0)
+    background_codes: int = number(1, least=0)
+    revive_every: int | None = number(50, least=1)
+    merge_share: float | None = number(None, above=0, most=1)
+    usage_decay: float = number(0.99, least=0, most=0.9999)
+    discriminator_channels: int = number(64, least=1)
+    discriminator_layers: int = number(3, least=1)
+
+    def check(self) -> None:
+        if self.decoder_only_from is not None and self.decoder_only_from < self.quantise_from:
+            text = f"{self.decoder_only_from} is before quantise_from = {self.quantise_from}: raise it"
+            raise RecipeError(("decoder_only_from",), text)
+        if self.merge_share is not None and self.decoder_only_from is None:
+            text = f"{self.merge_share} has no moment: codes merge at decoder_only_from; give it as well"
+            raise RecipeError(("merge_share",), text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAELearning(Section):
+    """What an autoencoder of latents learns by, on pictures of `picture_size` pixels to a side.
+
+    All other keys are those of `janus.training.vae.VAETraining`, as `VQLearning`'s are its own. The scale of
+    latents is no setting: it is measured when training is over.
+    """
+
+    picture_size: int = number(256, least=1)
+    l1: float = number(0.0, least=0)
+    l2: float = number(1.0, least=0)
+    perceptual: float = number(0.0, least=0)
+    adversarial: float = number(0.5, least=0)
+    kl: float = number(1e-6, least=0)
+    background: tuple[int, int, int] | None = number(None, least=0, most=255)
+    foreground: float = number(1.0, above=0)
+    tolerance: int = number(2, least=0)
+    discriminator_from: int | None = number(None, least=0)
+    discriminator_channels: int = number(64, least=1)
+    discriminator_layers: int = number(3, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlowLearning(Section):
+    """How a JanusFlow learns to draw.
+
+    Times are logit-normal: their logits have the mean `time_mean` and the deviation `time_deviation`. What is
+    aligned with the understanding encoder's features leaves the language model after so many blocks
+    (`aligned_after`).
+    """
+
+    time_mean: float = number(0.0)
+    time_deviation: float = number(1.0, above=0)
+    aligned_after: int = number(6, least=1)
