@@ -113,8 +113,8 @@ def any_kind(rng: Generator, color: str | None = None) -> Kind:
 def place(rng: Generator, kinds: Sequence[Kind], *, related: bool = False) -> Scene:
     """Objects of these kinds and of either size, their cells apart; `related`: clearly so, along one axis.
 
-    Their cells are made of squares of a grid of 8 x 8, on which a model that has a code for each square sees
-    few different things: with cells anywhere, small models learned many times slower.
+    Their cells are made of squares of a grid of 8 x 8: where a model has a code for each square, a code shows
+    one of few things.
     """
     while True:
         sizes = [pick(rng, tuple(SIZES)) for _ in kinds]
