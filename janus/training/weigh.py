@@ -146,9 +146,7 @@ def weigh_vae(config: VAEConfig, recipe: Recipe, pictures: int, *, device: str =
     with torch.device("meta"):
         vae, discriminator = VAE(config), discriminator_of(settings)
     with FakeTensorMode():
-        _fill(vae, torch.float32, device)
-        _fill(discriminator, torch.float32, device)
-        freeze(vae, recipe.train)
+        _ready(vae, discriminator, recipe, device)
         state = VAEState.start(vae, replace(settings, discriminator_from=None))
         state.discriminator = discriminator
         state.step = settings.discriminator_from or 0
@@ -170,9 +168,7 @@ def weigh_vq(config: VQConfig, recipe: Recipe, pictures: int, *, device: str = "
     with torch.device("meta"):
         vq, discriminator = VQ(config), discriminator_of(settings)
     with FakeTensorMode():
-        _fill(vq, torch.float32, device)
-        _fill(discriminator, torch.float32, device)
-        freeze(vq, recipe.train)
+        _ready(vq, discriminator, recipe, device)
         state = VQState.start(vq, replace(settings, discriminator_from=None))
         state.discriminator = discriminator
         last = settings.decoder_only_from
@@ -189,6 +185,13 @@ def weigh_vq(config: VQConfig, recipe: Recipe, pictures: int, *, device: str = "
         with LiveBytes() as live:
             pixels = torch.zeros(pictures, 3, size, size, device=device)
             return run(vq, recipe, loss, device, live)
+
+
+def _ready(model: VQ | VAE, discriminator: nn.Module, recipe: Recipe, device: str) -> None:
+    """Both with hollow weights, of which those learn that the recipe lets learn, in place."""
+    for each in (model, discriminator):
+        _fill(each, torch.float32, device)
+    freeze(model, recipe.train)
 
 
 def discriminator_of(settings: AutoencoderTraining) -> PatchDiscriminator:
