@@ -210,9 +210,7 @@ def attention_reference(
     spans = _spans(key, lengths, offsets)
     if spans is None and mask is None and (not causal or queries in (1, keys)):
         causal = causal and queries > 1  # PyTorch's triangle begins at key 0; the last query sees all
-        return F.scaled_dot_product_attention(
-            query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped
-        )
+        return _of_pytorch(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
     if spans is None and mask is None and 0 < queries <= FEW:
         # As a step does: rounding is the same then, in 16 bits too, whether positions are read one by one or
         # a few at once, and what is drawn by guessing is what is drawn code after code.
@@ -231,15 +229,26 @@ def attention_reference(
     visible = visible if mask is None else visible & mask
     # PyTorch's fused kernels give NaN to a query without a key, so it sees all, and its output is erased.
     blind = ~visible.any(-1, keepdim=True)
-    output = F.scaled_dot_product_attention(
+    output = _of_pytorch(
         query.masked_fill(blind, 0),
         _padding_zeroed(key, spans),
         _padding_zeroed(value, spans),
-        visible | blind,
+        attn_mask=visible | blind,
         scale=scale,
         enable_gqa=grouped,
     )
     return output.masked_fill(blind, 0)
+
+
+def _of_pytorch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
+    """Its fused attention; where a backward pass is to come on a CPU, in float32, in which that is faster."""
+    inputs = (query, key, value)
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    if query.device.type != "cpu" or query.dtype == torch.float64 or not learns:
+        return F.scaled_dot_product_attention(*inputs, **options)
+    with torch.autocast("cpu", enabled=False):
+        wide = F.scaled_dot_product_attention(*(tensor.float() for tensor in inputs), **options)
+    return wide.to(query.dtype)
 
 
 # --- the ops' reference: as above, but with what the backward pass needs ---

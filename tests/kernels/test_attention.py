@@ -297,6 +297,21 @@ def test_on_a_cpu_it_is_pytorch_to_the_bit() -> None:
     assert torch.equal(last, expected), "the last query sees all keys"
 
 
+@pytest.mark.parametrize("automatic", [False, True], ids=["given so", "autocast"])
+def test_what_learns_on_a_cpu_is_attended_to_in_float32(automatic: bool) -> None:
+    """And rounded once: what has no gradient stays with PyTorch's own."""
+    tensors = [tensor.cpu() for tensor in Case(2, 4, 2, 70, 70, 64).tensors(torch.bfloat16)]
+    wide = results(lambda *inputs: attention(*inputs, causal=True), *(each.float() for each in tensors))
+    with torch.autocast("cpu", enabled=automatic):
+        ours = results(lambda *inputs: attention(*inputs, causal=True), *tensors)
+        plain = attention(*tensors[:3], causal=True)
+    for our, true in zip(ours, wide, strict=True):
+        assert torch.equal(our, true.bfloat16())
+    query, key, value, _ = tensors
+    own = F.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    assert torch.equal(plain, own)
+
+
 # --- a mask ---
 
 MASKS = {
