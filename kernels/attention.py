@@ -242,12 +242,11 @@ def attention_reference(
 
 def _of_pytorch(query: Tensor, key: Tensor, value: Tensor, **options: Any) -> Tensor:
     """Its fused attention; where a backward pass is to come on a CPU, in float32, in which that is faster."""
-    inputs = (query, key, value)
-    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in inputs)
+    learns = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
     if query.device.type != "cpu" or query.dtype == torch.float64 or not learns:
-        return F.scaled_dot_product_attention(*inputs, **options)
+        return F.scaled_dot_product_attention(query, key, value, **options)
     with torch.autocast("cpu", enabled=False):
-        wide = F.scaled_dot_product_attention(*(tensor.float() for tensor in inputs), **options)
+        wide = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
     return wide.to(query.dtype)
 
 

@@ -24,18 +24,21 @@ FILE = "generation_config.json"
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen, and how many drawings each pair of guidance and temperature had right."""
+    """What was chosen, and how many drawings each pair of guidance and temperature had right.
+
+    The temperature is None where it was none to choose.
+    """
 
     guidance: float
-    temperature: float
-    tallies: Mapping[tuple[float, float], Tally]
+    temperature: float | None
+    tallies: Mapping[tuple[float, float | None], Tally]
 
 
 def choose_defaults(
     pipe: Any,
     *,
     guidances: Sequence[float],
-    temperatures: Sequence[float],
+    temperatures: Sequence[float] | None = None,
     prompts: int,
     seed: int,
     batch_size: int | None = None,
@@ -43,41 +46,45 @@ def choose_defaults(
 ) -> Choice:
     """The pair that draws most prompts of a validation list right.
 
-    Of equal ones that of the lower guidance, then of the lower temperature. The list is of combinations that
-    training sees: what is held out, of either split, has no say, nor has any prompt that `evaluate` judges
-    unless told to. All pairs draw the same prompts with the same noise. ValueError for values that cannot be
-    drawn with, and as in `evaluate`.
+    Without `temperatures`, which are of codes, it is a guidance that is chosen. Of equal ones that of the
+    lower guidance, then of the lower temperature. The list is of combinations that training sees: what is
+    held out, of either split, has no say, nor has any prompt that `evaluate` judges unless told to. All pairs
+    draw the same prompts with the same noise. ValueError for values that cannot be drawn with, and as in
+    `evaluate`.
     """
     require_whole("prompts", prompts, least=1)
     require_whole("seed", seed, least=0)
-    if not guidances or not temperatures:
+    if not guidances or (temperatures is not None and not temperatures):
         raise ValueError("no guidance or no temperature to choose from: give at least one of each")
     for guidance in guidances:
         require_number("guidance", guidance, "a finite number, 1 for none")
-    for temperature in temperatures:
-        Sampling(temperature=temperature)
+    for each in temperatures or ():
+        Sampling(temperature=each)
     side, _ = picture_sides(pipe)
     drawings = shapes.seen_prompts(prompts, seed, split="validation", side=side)
-    pairs = sorted(set(product(guidances, temperatures)))
-    tallies: dict[tuple[float, float], Tally] = {}
+    pairs = sorted(set(product(guidances, (None,) if temperatures is None else temperatures)))
+    tallies: dict[tuple[float, float | None], Tally] = {}
     with Progress(len(pairs) * prompts, "picture", progress) as bar:
-        for guidance, temperature in pairs:
-            options = {"guidance": guidance, "temperature": temperature}
+        for pair in pairs:
+            given = zip(("guidance", "temperature"), pair, strict=True)
+            options = {name: value for name, value in given if value is not None}
             right = draw(pipe, drawings, seed, batch_size, bar.advance, **options)
-            tallies[guidance, temperature] = Tally(sum(right), prompts)
+            tallies[pair] = Tally(sum(right), prompts)
     # The first of equals, and the pairs are in order.
     guidance, temperature = max(pairs, key=lambda pair: tallies[pair].right)
     return Choice(guidance, temperature, tallies)
 
 
-def write_defaults(folder: str | Path, *, guidance: float, temperature: float) -> Path:
+def write_defaults(folder: str | Path, *, guidance: float, temperature: float | None = None) -> Path:
     """State what to draw with in a checkpoint's generation_config.json, all else in it kept; -> its path.
 
-    A pipeline that is loaded from the folder afterwards draws with it. The file is replaced whole or not at
-    all. FileNotFoundError for no such folder, ValueError for a file that is no JSON object.
+    Of a temperature of None, nothing. A pipeline that is loaded from the folder afterwards draws with it. The
+    file is replaced whole or not at all. FileNotFoundError for no such folder, ValueError for a file that is
+    no JSON object.
     """
     require_number("guidance", guidance, "a finite number, 1 for none")
-    Sampling(temperature=temperature)
+    if temperature is not None:
+        Sampling(temperature=temperature)
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds a checkpoint's files")
@@ -88,9 +95,14 @@ def write_defaults(folder: str | Path, *, guidance: float, temperature: float) -
 
 
 def stating(
-    files: Mapping[str, bytes], *, guidance: float, temperature: float, where: str = "the checkpoint"
+    files: Mapping[str, bytes],
+    *,
+    guidance: float,
+    temperature: float | None = None,
+    where: str = "the checkpoint",
 ) -> bytes:
     """The generation_config.json of these files, made to state what to draw with; ValueError as above."""
     stated = read_object(files, FILE, where=where).values
-    values = {**stated, "guidance_scale": guidance, "temperature": temperature}
+    chosen = {"guidance_scale": guidance} | ({} if temperature is None else {"temperature": temperature})
+    values = {**stated, **chosen}
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()

@@ -5,7 +5,7 @@ B pictures of S x S pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -107,13 +107,18 @@ def open_described(
         raise ValueError(
             f"the world of shapes needs pictures of {LEAST_SIDE} pixels, and the model's have {side}"
         )
-    make = _shapes_drawing if source.task == "drawing" else _shapes_conversation
-    described = source.task if source.color is None else f"{source.task}, {source.color}"
-    return World(partial(make, side=side, color=source.color), f"shapes ({described})")
+    make: Callable[..., Mapping[str, Any]] = partial(_shapes_conversation, side=side, color=source.color)
+    if source.task == "drawing":
+        make = partial(_shapes_drawing, side=side, color=source.color, places=source.places)
+    places = None if source.places == "grid" else source.places
+    described = ", ".join(filter(None, (source.task, source.color, places)))
+    return World(make, f"shapes ({described})")
 
 
-def _shapes_drawing(random: np.random.Generator, *, side: int, color: str | None) -> Mapping[str, Any]:
-    drawn = shapes.drawing(random, side=side, color=color)
+def _shapes_drawing(
+    random: np.random.Generator, *, side: int, color: str | None, places: shapes.Places
+) -> Mapping[str, Any]:
+    drawn = shapes.drawing(random, side=side, color=color, places=places)
     return {"prompt": drawn.caption, "image": drawn.picture}
 
 

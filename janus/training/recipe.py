@@ -222,7 +222,7 @@ class Recipe(Section):
             {
                 ("model", "vq"): self.model.vq is not None,
                 ("model", "code_embedding"): self.model.code_embedding != "random",
-                ("defaults",): self.defaults is not None,  # temperatures are of codes
+                ("defaults", "temperatures"): bool(self.defaults and self.defaults.temperatures),
             }
             if flow
             else {
@@ -235,6 +235,8 @@ class Recipe(Section):
             if given:
                 name = "a JanusFlow" if flow else "a Janus, which draws by codes"
                 raise RecipeError(key, f"says nothing to {name}: take it out")
+        if not flow and self.defaults is not None and not self.defaults.temperatures:
+            raise RecipeError(("defaults", "temperatures"), "is missing: give at least one to draw with")
 
     def vq_training(self) -> VQTraining:
         """The settings of `janus.training.vq` for a recipe of task "vq"."""

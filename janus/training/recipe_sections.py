@@ -79,8 +79,9 @@ class Source(Section):
 
     One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with *
     is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
-    of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it). Among the
-    sources of one task, examples are drawn in proportion to `weight`.
+    of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; drawings with
+    objects on its grid or at other `places` too, on the lattice). Among the sources of one task, examples are
+    drawn in proportion to `weight`.
     """
 
     task: Kind
@@ -90,6 +91,7 @@ class Source(Section):
     columns: Columns | None = None
     world: Literal["shapes"] | None = None
     color: str | None = None
+    places: Literal["grid", "lattice"] = "grid"
     weight: float = number(1.0, above=0)
 
     def check(self) -> None:
@@ -108,6 +110,9 @@ class Source(Section):
                 raise RecipeError(
                     ("color",), f"{show(self.color)} {unknown(self.color, COLORS + NEW_COLORS)}"
                 )
+        if self.places != "grid" and (self.world is None or self.task != "drawing"):
+            text = f"{show(self.places)} is of drawings of a world: give a world, or leave it out"
+            raise RecipeError(("places",), text)
         if self.dataset is None and self.columns is not None:
             raise RecipeError(("columns",), "are of a dataset: give one, or leave them out")
 
@@ -325,24 +330,24 @@ class Evaluation(Section):
 class Defaults(Section):
     """The guidance and temperature that the model is drawn with where nobody says otherwise.
 
-    Meanwhile, for samples and scores, they are the first of `guidances` and of `temperatures`. When training
+    Meanwhile, for samples and scores, they are the first of `guidances` and of `temperatures`, of which a
+    JanusFlow, which draws no codes, has none. When training
     is over, the checkpoint states the pair that draws most of so many `prompts` right, of the list that the
     world of shapes has for this (`janus.evaluation.defaults`); of one pair, that one.
     """
 
     guidances: tuple[float, ...] = number(least=0)
-    temperatures: tuple[float, ...] = number(least=0)
+    temperatures: tuple[float, ...] = number((), least=0)
     prompts: int = number(210, least=1)
 
     def check(self) -> None:
-        for name in ("guidances", "temperatures"):
-            if not getattr(self, name):
-                raise RecipeError((name,), "is empty: give at least one to draw with")
+        if not self.guidances:
+            raise RecipeError(("guidances",), "is empty: give at least one to draw with")
 
     @property
-    def first(self) -> tuple[float, float]:
-        return self.guidances[0], self.temperatures[0]
+    def first(self) -> tuple[float, float | None]:
+        return self.guidances[0], self.temperatures[0] if self.temperatures else None
 
     @property
     def is_choice(self) -> bool:
-        return len(self.guidances) * len(self.temperatures) > 1
+        return max(len(self.guidances), len(self.temperatures)) > 1

@@ -253,7 +253,7 @@ def export(run: Run) -> None:
                 choice = choose_defaults(
                     Pipeline(model, run.processor, vae=run.vae),
                     guidances=settings.guidances,
-                    temperatures=settings.temperatures,
+                    temperatures=settings.temperatures or None,
                     prompts=settings.prompts,
                     seed=DEFAULTS_SEED,
                 )

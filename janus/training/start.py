@@ -74,7 +74,7 @@ def start_processor(start: Start) -> Processor:
         return Processor.from_pretrained(folder)
 
 
-def with_defaults(processor: Processor, guidance: float, temperature: float) -> Processor:
+def with_defaults(processor: Processor, guidance: float, temperature: float | None) -> Processor:
     """The processor, with files that state what to draw with where nobody says otherwise."""
     content = stating(processor.files, guidance=guidance, temperature=temperature)
     return Processor({**processor.files, FILE: content})

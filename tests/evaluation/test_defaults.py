@@ -50,6 +50,18 @@ def test_the_best_pair(
     assert choice.tallies == {pair: Tally(right, 10) for pair, right in rights.items()}
 
 
+def test_of_a_flow_it_is_a_guidance_that_is_chosen(make_pipe: MakePipe) -> None:
+    pipe = make_pipe()
+    draw = pipe.draw
+    pipe.draw = lambda prompt, **options: (
+        draw(prompt, **options) if options["guidance"] == 2 else [pipe.empty] * len(prompt)
+    )
+    choice = choose_defaults(pipe, guidances=(3, 2, 1), prompts=10, seed=3)
+    assert (choice.guidance, choice.temperature) == (2, None)
+    assert choice.tallies == {(guidance, None): Tally(10 * (guidance == 2), 10) for guidance in (1, 2, 3)}
+    assert [sorted(options) for _, options in pipe.drawn] == [["batch_size", "guidance", "progress", "seed"]]
+
+
 def test_only_the_validation_list_of_seen_combinations_is_drawn(make_pipe: MakePipe) -> None:
     pipe, told = make_pipe(), []
     choose_defaults(
@@ -102,6 +114,13 @@ def test_a_pipeline_draws_with_what_was_written(copied: Path) -> None:
     (drawn,) = pipe.draw("a cat", seed=7)
     assert drawn.tobytes() == pipe.draw("a cat", seed=7, guidance=2.5, temperature=0)[0].tobytes()
     assert drawn.tobytes() != pipe.draw("a cat", seed=7, guidance=1, temperature=0)[0].tobytes()
+
+
+def test_without_a_temperature_none_is_written(copied: Path) -> None:
+    file = copied / "generation_config.json"
+    file.write_text('{"temperature": 0.75}')
+    write_defaults(copied, guidance=2)
+    assert json.loads(file.read_text()) == {"temperature": 0.75, "guidance_scale": 2}
 
 
 def test_all_else_is_kept(copied: Path) -> None:

@@ -78,6 +78,15 @@ def test_a_world_of_one_colour(task: Any) -> None:
     assert source.name != open_described(Source(task=task, world="shapes"), side=64).name
 
 
+def test_a_world_off_the_grid() -> None:
+    source = open_described(Source(task="drawing", world="shapes", places="lattice"), side=64)
+    wanted = shapes.drawing(np.random.default_rng(5), places="lattice")
+    row = source.row(0, 5)
+    assert isinstance(row, Drawing)
+    assert (row.prompt, row.picture.tolist()) == (wanted.caption, wanted.picture.tolist())
+    assert source.name == "shapes (drawing, lattice)"
+
+
 def test_worlds_of_three_tasks_are_three_sources() -> None:
     kinds: Any = ("drawing", "understanding", "text")
     parts = parts_of(Data(sources=tuple(Source(task=kind, world="shapes") for kind in kinds)), side=64)

@@ -349,6 +349,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "data.sources.0.color",
         '"red" is of pictures of a world: give a world, or leave it out',
     ),
+    "places-of-understanding": (
+        changed(JANUS, data__sources=[{"task": "understanding", "world": "shapes", "places": "lattice"}]),
+        "data.sources.0.places",
+        '"lattice" is of drawings of a world: give a world, or leave it out',
+    ),
     "evaluate": (
         changed(JANUS, evaluate={"evaluator": "loss"}),
         "evaluate.sources",
@@ -363,6 +368,15 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         changed(JANUS, defaults={"guidances": [], "temperatures": [1]}),
         "defaults.guidances",
         "is empty: give at least one",
+    ),
+    "defaults-temperatures": (
+        changed(
+            JANUS,
+            model={"architecture": "Janus-Pro-1B", "processor": "x"},
+            defaults={"guidances": [1]},
+        ),
+        "defaults.temperatures",
+        "is missing: give at least one",
     ),
     "vq-defaults": (
         changed(VQ, defaults={"guidances": [1], "temperatures": [1]}),
@@ -444,7 +458,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "flow-defaults": (
         changed(FLOW, defaults={"guidances": [1], "temperatures": [1]}),
-        "defaults",
+        "defaults.temperatures",
         "says nothing to a JanusFlow: take it out",
     ),
     **{

@@ -11,7 +11,7 @@ from janus.training.worlds.shapes.held_out import HELD_OUT_KINDS, held_out_reaso
 from janus.training.worlds.shapes.parsing import parse
 from janus.training.worlds.shapes.questions import QUESTION_CATEGORIES, ask
 from janus.training.worlds.shapes.raster import PALETTE, SIDE, render
-from janus.training.worlds.shapes.sampling import CATEGORIES, HeldOut, sample
+from janus.training.worlds.shapes.sampling import CATEGORIES, HeldOut, Places, sample
 from janus.training.worlds.shapes.scene import (
     COLORS,
     NEW_COLORS,
@@ -50,6 +50,7 @@ __all__ = [
     "Drawing",
     "HeldOut",
     "Object",
+    "Places",
     "Question",
     "Reading",
     "Scene",

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from numpy.random import Generator
 
@@ -42,9 +43,11 @@ NAMING: dict[Reason, tuple[str, ...]] = {
 }
 MOST = 4  # objects in a picture
 NAME_SIZE = 0.15
-SQUARE = 2  # lattice steps to a side of the squares that cells are made of
+# Lattice steps to a side of the squares that cells are made of.
+SQUARES = {"grid": 2, "lattice": 1}
 
 HeldOut = bool | Reason
+Places = Literal["grid", "lattice"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +60,17 @@ class Sample:
     held_out: Reason | None
 
 
-def sample(rng: Generator, category: str, *, held_out: HeldOut = False, color: str | None = None) -> Sample:
+def sample(
+    rng: Generator,
+    category: str,
+    *,
+    held_out: HeldOut = False,
+    color: str | None = None,
+    places: Places = "grid",
+) -> Sample:
     """A scene of a category. With `color` at least one object has it: the way to colours that are new.
+
+    Of `places` see `place`.
 
     Not held out: no kind in the scene, and no two of its kinds together, are held out; nor can its text be,
     which names kinds of the scene only. Held out: by a kind or by a pair as named, or with True by either
@@ -75,7 +87,7 @@ def sample(rng: Generator, category: str, *, held_out: HeldOut = False, color: s
     wanted = choose_reason(rng, held_out, single=category in SINGLE)
     alike = category == "counting" and (wanted is not None or chance(rng, 0.5))
     kinds = draw_kinds(lambda: _propose(rng, category, alike, color), wanted)
-    scene = place(rng, kinds, related=category in RELATED)
+    scene = place(rng, kinds, related=category in RELATED, places=places)
     return Sample(scene, _specify(rng, scene, category, alike), category, wanted)
 
 
@@ -110,19 +122,21 @@ def any_kind(rng: Generator, color: str | None = None) -> Kind:
     return color or pick(rng, COLORS), pick(rng, SHAPES)
 
 
-def place(rng: Generator, kinds: Sequence[Kind], *, related: bool = False) -> Scene:
+def place(rng: Generator, kinds: Sequence[Kind], *, related: bool = False, places: Places = "grid") -> Scene:
     """Objects of these kinds and of either size, their cells apart; `related`: clearly so, along one axis.
 
-    Their cells are made of squares of a grid of 8 x 8: where a model has a code for each square, a code shows
-    one of few things.
+    On the "grid" their cells are made of squares of 8 x 8: where a model has a code for each square, a code
+    shows one of few things. On the "lattice", of 16 x 16, most places are between: a tokenizer that learns
+    there cannot know objects by heart, and puts together those that it has not seen.
     """
+    square = SQUARES[places]
     while True:
         sizes = [pick(rng, tuple(SIZES)) for _ in kinds]
         scene: list[Object] = []
         for (color, shape), size in zip(kinds, sizes, strict=True):
             room = SIZES[size]
             for _ in range(20):
-                x, y = (room + SQUARE * whole(rng, 0, (LATTICE - 2 * room) // SQUARE) for _ in range(2))
+                x, y = (room + square * whole(rng, 0, (LATTICE - 2 * room) // square) for _ in range(2))
                 if all(max(abs(x - o.x), abs(y - o.y)) >= room + SIZES[o.size] for o in scene):
                     scene.append(Object(shape, color, size, x, y))
                     break

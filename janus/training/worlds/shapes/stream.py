@@ -17,7 +17,15 @@ from janus.training.worlds.shapes.draws import pick, whole
 from janus.training.worlds.shapes.held_out import Reason
 from janus.training.worlds.shapes.questions import QUESTION_CATEGORIES, Asked, ask, ask_further
 from janus.training.worlds.shapes.raster import SIDE, Picture, render
-from janus.training.worlds.shapes.sampling import CATEGORIES, COLORED, NAMING, HeldOut, Sample, sample
+from janus.training.worlds.shapes.sampling import (
+    CATEGORIES,
+    COLORED,
+    NAMING,
+    HeldOut,
+    Places,
+    Sample,
+    sample,
+)
 from janus.training.worlds.shapes.scene import Spec, Thing
 
 Split = Literal["validation", "test"]
@@ -65,10 +73,12 @@ def drawing(
     held_out: HeldOut = False,
     category: str | None = None,
     color: str | None = None,
+    places: Places = "grid",
     side: int = SIDE,
 ) -> Drawing:
     """A captioned picture; without a category, one of all alike. Options and errors as in `sample`."""
-    return _draw(rng, sample(rng, category or pick(rng, CATEGORIES), held_out=held_out, color=color), side)
+    chosen = category or pick(rng, CATEGORIES)
+    return _draw(rng, sample(rng, chosen, held_out=held_out, color=color, places=places), side)
 
 
 def question(
