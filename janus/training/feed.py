@@ -34,6 +34,7 @@ from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Data
 from janus.training.recipe_sections import Source as Described
 from janus.training.worlds import shapes
+from janus.training.worlds.shapes.draws import pick
 from janus.training.worlds.shapes.raster import LEAST_SIDE
 
 
@@ -107,23 +108,33 @@ def open_described(
         raise ValueError(
             f"the world of shapes needs pictures of {LEAST_SIDE} pixels, and the model's have {side}"
         )
-    make: Callable[..., Mapping[str, Any]] = partial(_shapes_conversation, side=side, color=source.color)
+    options: dict[str, Any] = {"side": side, "color": source.color, "categories": source.categories}
+    make: Callable[..., Mapping[str, Any]] = partial(_shapes_conversation, **options)
     if source.task == "drawing":
-        make = partial(_shapes_drawing, side=side, color=source.color, places=source.places)
+        make = partial(_shapes_drawing, **options, places=source.places)
     places = None if source.places == "grid" else source.places
-    described = ", ".join(filter(None, (source.task, source.color, places)))
+    described = ", ".join(filter(None, (source.task, *source.categories, source.color, places)))
     return World(make, f"shapes ({described})")
 
 
 def _shapes_drawing(
-    random: np.random.Generator, *, side: int, color: str | None, places: shapes.Places
+    random: np.random.Generator,
+    *,
+    side: int,
+    color: str | None,
+    categories: Sequence[str],
+    places: shapes.Places,
 ) -> Mapping[str, Any]:
-    drawn = shapes.drawing(random, side=side, color=color, places=places)
+    category = pick(random, categories or shapes.CATEGORIES)
+    drawn = shapes.drawing(random, category=category, side=side, color=color, places=places)
     return {"prompt": drawn.caption, "image": drawn.picture}
 
 
-def _shapes_conversation(random: np.random.Generator, *, side: int, color: str | None) -> Mapping[str, Any]:
-    spoken = shapes.conversation(random, side=side, color=color)
+def _shapes_conversation(
+    random: np.random.Generator, *, side: int, color: str | None, categories: Sequence[str]
+) -> Mapping[str, Any]:
+    category = pick(random, categories or shapes.QUESTION_CATEGORIES)
+    spoken = shapes.conversation(random, category=category, side=side, color=color)
     return _conversation(spoken.turns, spoken.picture)
 
 

@@ -12,6 +12,8 @@ from janus.config import JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
 from janus.training.architecture import parse_architecture
 from janus.training.recipe_fields import RecipeError, Section, number, show, unknown
+from janus.training.worlds.shapes.questions import QUESTION_CATEGORIES
+from janus.training.worlds.shapes.sampling import CATEGORIES
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
 
 Kind = Literal["understanding", "text", "drawing"]
@@ -79,9 +81,9 @@ class Source(Section):
 
     One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with *
     is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
-    of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; drawings with
-    objects on its grid or at other `places` too, on the lattice). Among the sources of one task, examples are
-    drawn in proportion to `weight`.
+    of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; of some of its
+    `categories`, all alike if none are named; drawings with objects on its grid or at other `places` too, on
+    the lattice). Among the sources of one task, examples are drawn in proportion to `weight`.
     """
 
     task: Kind
@@ -91,6 +93,7 @@ class Source(Section):
     columns: Columns | None = None
     world: Literal["shapes"] | None = None
     color: str | None = None
+    categories: tuple[str, ...] = ()
     places: Literal["grid", "lattice"] = "grid"
     weight: float = number(1.0, above=0)
 
@@ -110,11 +113,21 @@ class Source(Section):
                 raise RecipeError(
                     ("color",), f"{show(self.color)} {unknown(self.color, COLORS + NEW_COLORS)}"
                 )
+        self._check_categories()
         if self.places != "grid" and (self.world is None or self.task != "drawing"):
             text = f"{show(self.places)} is of drawings of a world: give a world, or leave it out"
             raise RecipeError(("places",), text)
         if self.dataset is None and self.columns is not None:
             raise RecipeError(("columns",), "are of a dataset: give one, or leave them out")
+
+    def _check_categories(self) -> None:
+        if self.categories and (self.world is None or self.task == "text"):
+            text = "are of pictures of a world: give a world, or leave them out"
+            raise RecipeError(("categories",), text)
+        known = CATEGORIES if self.task == "drawing" else QUESTION_CATEGORIES
+        for place, category in enumerate(self.categories):
+            if category not in known:
+                raise RecipeError(("categories", place), f"{show(category)} {unknown(category, known)}")
 
 
 @dataclass(frozen=True, kw_only=True)

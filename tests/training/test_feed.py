@@ -1,6 +1,7 @@
 """What a recipe reads: its sources with their weights, worlds as rows, and pictures alone."""
 
 import json
+from collections import Counter
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,25 @@ def test_a_world_of_one_colour(task: Any) -> None:
             picture = row.messages[0]["content"][0]["image"]
         assert "orange" in [item.color for item in shapes.describe(picture).objects]
     assert source.name != open_described(Source(task=task, world="shapes"), side=64).name
+
+
+def test_some_categories_of_a_world() -> None:
+    named = ("colors", "full")
+    source = open_described(Source(task="drawing", world="shapes", categories=named), side=64)
+    assert source.name == "shapes (drawing, colors, full)"
+    counts = Counter()
+    for seed in range(60):
+        row = source.row(0, seed)
+        assert isinstance(row, Drawing)
+        spec = shapes.parse(row.prompt)
+        counts["full" if spec.relation else "colors"] += 1
+        assert all(thing.color for thing in spec.things)
+    assert min(counts.values()) > 15
+    asked = open_described(Source(task="understanding", world="shapes", categories=("describe",)), side=64)
+    for seed in range(10):
+        row = asked.row(0, seed)
+        assert isinstance(row, Conversation)
+        assert len(row.messages[1]["content"].split()) > 2  # a description, not a word
 
 
 def test_a_world_off_the_grid() -> None:

@@ -349,6 +349,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "data.sources.0.color",
         '"red" is of pictures of a world: give a world, or leave it out',
     ),
+    "categories": (
+        changed(JANUS, data__sources=[{"task": "drawing", "world": "shapes", "categories": ["where"]}]),
+        "data.sources.0.categories.0",
+        '"where" is unknown: there are single_object, ',
+    ),
+    "categories-of-text": (
+        changed(JANUS, data__sources=[{"task": "text", "world": "shapes", "categories": ["where"]}]),
+        "data.sources.0.categories",
+        "are of pictures of a world: give a world, or leave them out",
+    ),
     "places-of-understanding": (
         changed(JANUS, data__sources=[{"task": "understanding", "world": "shapes", "places": "lattice"}]),
         "data.sources.0.places",
@@ -434,6 +444,11 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         changed(VQ, vq={"decoder_only_from": 1, "quantise_from": 2}),
         "vq.decoder_only_from",
         "1 is before quantise_from = 2: raise it",
+    ),
+    "vq-spread": (
+        changed(VQ, vq={"spread": 1.0}),
+        "vq.spread",
+        "1.0 is of cells of background: give ba",
     ),
     "vq-merge": (
         changed(VQ, vq={"merge_share": 0.5}),

@@ -93,12 +93,14 @@ def question(
     return _show(ask(rng, category or pick(rng, QUESTION_CATEGORIES), held_out=held_out, color=color), side)
 
 
-def conversation(rng: Generator, *, color: str | None = None, side: int = SIDE) -> Conversation:
+def conversation(
+    rng: Generator, *, category: str | None = None, color: str | None = None, side: int = SIDE
+) -> Conversation:
     """A picture for training and up to MOST_TURNS questions about it, the first as `question` asks it.
 
     A picture costs a model of this size four times as many tokens as a question: several share it.
     """
-    first = ask(rng, pick(rng, QUESTION_CATEGORIES), color=color)
+    first = ask(rng, category or pick(rng, QUESTION_CATEGORIES), color=color)
     asked = [first, *ask_further(rng, first.scene, whole(rng, 0, MOST_TURNS - 1))]
     return Conversation(render(first.scene, side), tuple((each.question, each.answer) for each in asked))
 
