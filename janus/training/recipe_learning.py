@@ -25,7 +25,6 @@ class VQLearning(Section):
     commitment: float = number(0.25, least=0)
     entropy: float = number(0.0, least=0)
     temperature: float = number(0.01, above=0)
-    spread: float = number(0.0, least=0)
     background: tuple[int, int, int] | None = number(None, least=0, most=255)
     foreground: float = number(1.0, above=0)
     tolerance: int = number(2, least=0)
@@ -44,9 +43,6 @@ class VQLearning(Section):
         if self.decoder_only_from is not None and self.decoder_only_from < self.quantise_from:
             text = f"{self.decoder_only_from} is before quantise_from = {self.quantise_from}: raise it"
             raise RecipeError(("decoder_only_from",), text)
-        if self.spread and self.background is None:
-            text = f"{self.spread} is of cells of background: give background, or leave it out"
-            raise RecipeError(("spread",), text)
         if self.merge_share is not None and self.decoder_only_from is None:
             text = f"{self.merge_share} has no moment: codes merge at decoder_only_from; give it as well"
             raise RecipeError(("merge_share",), text)

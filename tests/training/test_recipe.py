@@ -445,11 +445,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "vq.decoder_only_from",
         "1 is before quantise_from = 2: raise it",
     ),
-    "vq-spread": (
-        changed(VQ, vq={"spread": 1.0}),
-        "vq.spread",
-        "1.0 is of cells of background: give ba",
-    ),
     "vq-merge": (
         changed(VQ, vq={"merge_share": 0.5}),
         "vq.merge_share",

@@ -23,7 +23,6 @@ from janus.training.vq.objectives import (
     entropy_loss,
     foreground_pixels,
     reconstruction_loss,
-    spread_loss,
 )
 from janus.training.vq.perceptual import Perceptual
 from janus.training.vq.reconstructions import paired_grid, reconstruction_grid
@@ -57,7 +56,6 @@ __all__ = [
     "reconstruction_grid",
     "reconstruction_loss",
     "revive",
-    "spread_loss",
     "start_codebook",
     "tend_codebook",
     "total",

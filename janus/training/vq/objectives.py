@@ -59,16 +59,6 @@ def entropy_loss(latents: Tensor, codebook: Tensor, *, temperature: float) -> Te
     return of_each + (mean * mean.clamp_min(torch.finfo(mean.dtype).tiny).log()).sum()
 
 
-def spread_loss(latents: Tensor, cells: Tensor) -> Tensor:
-    """How far latents (B, C, h, w) of some cells (B, h, w) bool are from their mean: the mean of |z - m|^2.
-
-    Over all numbers, and zero where there is no such cell. Cells that look alike then get one code, whatever
-    is around them. Source: ours; codes of empty cells that tell what is near are noise to a language model.
-    """
-    z = _unit(latents).permute(0, 2, 3, 1)[cells]
-    return F.mse_loss(z, z.mean(dim=0).expand_as(z)) if len(z) else z.sum()
-
-
 def foreground_pixels(pixels: Tensor, background: tuple[int, int, int], *, tolerance: int) -> Tensor:
     """Where pixels in [-1, 1] differ from an 8-bit colour by more than `tolerance` levels: (B, H, W) bool."""
     colour = torch.tensor(background, dtype=torch.float32, device=pixels.device)[:, None, None]

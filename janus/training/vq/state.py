@@ -20,9 +20,8 @@ class VQTraining(AutoencoderTraining):
     """How a VQ tokenizer is trained; the defaults are LlamaGen's, without what needs a second network.
 
     Weights of the terms: `l1`, `l2`, `perceptual`, `adversarial`, `codebook`, `commitment`, `entropy` (with
-    its `temperature`), `spread` (of the latents of cells without foreground, which are drawn together).
-    `foreground` is the weight of a pixel that differs from `background`, an 8-bit colour, by more than
-    `tolerance` levels, where other pixels have 1. Stages begin at steps, counted from 0: before
+    its `temperature`). `foreground` is the weight of a pixel that differs from `background`, an 8-bit colour,
+    by more than `tolerance` levels, where other pixels have 1. Stages begin at steps, counted from 0: before
     `quantise_from` the decoder gets the latents as they are, and then the codebook starts as the k-means of
     the `start_latents` newest of them (None: 16 a code; 0: it stays as it is, of a checkpoint), of which
     `background_codes` entries are of background; from `discriminator_from` on there is the adversarial term
@@ -37,7 +36,6 @@ class VQTraining(AutoencoderTraining):
     commitment: float = 0.25
     entropy: float = 0.0
     temperature: float = 0.01
-    spread: float = 0.0
     quantise_from: int = 0
     decoder_only_from: int | None = None
     start_latents: int | None = None
@@ -49,7 +47,7 @@ class VQTraining(AutoencoderTraining):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_number("temperature", self.temperature, "a number above 0", least=ABOVE_0)
-        for name in ("codebook", "commitment", "entropy", "spread"):
+        for name in ("codebook", "commitment", "entropy"):
             require_number(name, getattr(self, name), "a number of at least 0", least=0)
         require_number("usage_decay", self.usage_decay, "a number from 0 to 0.9999", least=0, most=0.9999)
         for name in ("quantise_from", "background_codes"):
@@ -64,8 +62,6 @@ class VQTraining(AutoencoderTraining):
                 f"decoder_only_from {self.decoder_only_from} is before quantise_from {self.quantise_from}: "
                 "the decoder alone can learn from codes only"
             )
-        if self.spread and self.background is None:
-            raise ValueError(f"spread {self.spread} is of background cells: give background, or leave it out")
         if self.merge_share is not None and self.decoder_only_from is None:
             raise ValueError(
                 f"merge_share {self.merge_share} has no moment: codes merge at decoder_only_from, give it too"

@@ -20,13 +20,7 @@ from janus.training.vq.autoencoding import (
     picture_losses,
     weights_of,
 )
-from janus.training.vq.objectives import (
-    background_cells,
-    codebook_loss,
-    commitment_loss,
-    entropy_loss,
-    spread_loss,
-)
+from janus.training.vq.objectives import background_cells, codebook_loss, commitment_loss, entropy_loss
 from janus.training.vq.state import VQState, VQTraining
 from janus.training.vq.upkeep import prepare_codebook, tend_codebook
 
@@ -58,7 +52,7 @@ def vq_step(
     prepare_codebook(vq, pixels, state, config, background=background)
 
     coded = code(vq, pixels, state.step, config)
-    terms = vq_losses(vq, coded, pixels, state, config, weights=weights, background=background)
+    terms = vq_losses(vq, coded, pixels, state, config, weights=weights)
     figures = learn(vq, terms, coded.pictures, pixels, state, config)
     figures |= tend_codebook(vq, coded.latents, coded.codes, state, config, background=background)
     state.step += 1
@@ -99,15 +93,9 @@ def vq_losses(
     config: VQTraining,
     *,
     weights: Tensor | None = None,
-    background: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """The terms of this step before their weights.
-
-    `weights` (B, H, W) are the pixels', `background` (B, h, w) bool marks the cells without foreground.
-    """
+    """The terms of this step before their weights; `weights` (B, H, W) are the pixels'."""
     terms = picture_losses(coded.pictures, pixels, state, config, weights=weights)
-    if config.spread and background is not None and not config.trains_decoder_only(state.step):
-        terms["spread"] = spread_loss(coded.latents, background)
     if coded.entries is not None and not config.trains_decoder_only(state.step):
         terms["codebook"] = codebook_loss(coded.latents, coded.entries)
         terms["commitment"] = commitment_loss(coded.latents, coded.entries)

@@ -18,7 +18,6 @@ from janus.training.vq import (
     entropy_loss,
     foreground_pixels,
     reconstruction_loss,
-    spread_loss,
 )
 
 # The numbers below are exact but for the last bits of float32 sums.
@@ -157,28 +156,6 @@ def test_entropy_has_its_bounds_and_finite_gradients(seed: int, temperature: flo
     for parameter in (latents, codebook):
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
-
-
-# --- spread ---
-
-
-def test_spread_by_hand() -> None:
-    """Of (1, 0) and (0, 1) the mean is (½, ½), a half from both in either number; lengths say nothing."""
-    latents = as_cells((2.0, 0.0), (0.0, 3.0), (-1.0, 0.0))
-    cells = torch.tensor([[[True, True, False]]])
-    torch.testing.assert_close(spread_loss(latents, cells), torch.tensor(0.25), **ROUNDING)
-    assert spread_loss(latents, torch.zeros_like(cells)) == 0
-
-
-def test_spread_moves_its_cells_together_and_no_other() -> None:
-    latents = as_cells((2.0, 0.5), (0.5, 3.0), (-1.0, 1.0)).requires_grad_()
-    cells = torch.tensor([[[True, True, False]]])
-    (gradient,) = torch.autograd.grad(spread_loss(latents, cells), latents)
-    assert not gradient[..., 2].any()
-    closer = spread_loss(latents - 0.1 * gradient, cells)
-    assert closer < spread_loss(latents, cells)
-    (nothing,) = torch.autograd.grad(spread_loss(latents, torch.zeros_like(cells)), latents)
-    assert not nothing.any()
 
 
 # --- background ---

@@ -27,7 +27,6 @@ from janus.training.vq import VQState, VQTraining
         ({"background": (0, 0, 256)}, r"background must be of levels up to 255, not \(0, 0, 256\)"),
         ({"background": (0, 0, -1)}, "background must be a whole number of at least 0, not -1"),
         ({"merge_share": 0, "decoder_only_from": 9}, "merge_share must be a share above 0, up to 1, not 0"),
-        ({"spread": 1.0}, "spread 1.0 is of background cells: give background, or leave it out"),
         ({"merge_share": 0.99}, "merge_share 0.99 has no moment: .* decoder_only_from"),
         (
             {"quantise_from": 10, "decoder_only_from": 9},

@@ -1,7 +1,6 @@
 """One step in each of its stages: what learns, what stands still, what is counted."""
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,7 +18,6 @@ from janus.training.vq import (
     commitment_loss,
     pixel_weights,
     reconstruction_loss,
-    spread_loss,
     total,
     vq_losses,
     vq_step,
@@ -84,19 +82,6 @@ def test_the_entropy_term_is_on_when_it_has_a_weight(vq: VQ, pixels: Tensor) -> 
         parts = [terms["reconstruction"], terms["codebook"], 0.25 * terms["commitment"]]
         parts += [weight * terms["entropy"]] if weight else []
         torch.testing.assert_close(total(terms, config), torch.stack(parts).sum())
-
-
-def test_cells_of_background_are_drawn_together_from_the_first_step(vq: VQ, pixels: Tensor) -> None:
-    config = VQTraining(spread=2.0, background=(128, 128, 128), quantise_from=1, learning_rate=1e-3)
-    state = VQState.start(vq, config)
-    _, background = pixel_weights(vq, pixels, config)
-    assert background is not None
-    expected = spread_loss(vq.latents(pixels), background)
-    figures = vq_step(vq, pixels, state, config)
-    assert torch.equal(figures["spread"], expected)
-    torch.testing.assert_close(figures["loss"], figures["reconstruction"] + 2 * expected)
-    assert spread_loss(vq.latents(pixels), background) < expected
-    assert "spread" not in vq_step(vq, pixels, state, replace(config, spread=0.0))
 
 
 def test_before_it_quantises_the_codebook_has_no_part(vq: VQ, pixels: Tensor) -> None:
