@@ -1,7 +1,8 @@
 """What most people need: a checkpoint loaded, and four verbs on it: ask, chat, draw, reconstruct."""
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from janus.models.quantized import check_quantization
 from janus.processing.image import load_picture
 from janus.processing.processor import Batch, Processor
 from janus.processing.tokenizer import TextStream
-from janus.weights.hub import find
+from janus.weights.hub import EXAMPLE, SHAPES, find
 from janus.weights.load import load as load_model
 
 Message = Mapping[str, Any]
@@ -45,7 +46,7 @@ def load(
     tensor_parallel: bool = False,
     compile: bool = False,
 ) -> "Pipeline":
-    """The pipeline of a hub id or a local folder.
+    """The pipeline of a hub id or a local folder; of neither, of `shapes`, the small model that is shipped.
 
     Device: cuda, mps or cpu, the first there is. Dtype: that of the weights where the device computes it
     well, else float32. `quantize`, "int8" or "int4", makes the language model's weights integers while they
@@ -60,9 +61,8 @@ def load(
     `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the remedy.
     """
     if path is None:
-        raise ValueError(
-            "no checkpoint ships with this version: name a folder or a hub id like 'deepseek-ai/Janus-Pro-1B'"
-        )
+        _introduce_shapes()
+        path = SHAPES
     target, mesh = ranks.meet(device) if tensor_parallel else (resolve_device(device), None)
     resolve_dtype(dtype, target)  # a wrong name raises before anything is fetched
     if quantize is not None:
@@ -321,6 +321,16 @@ class Pipeline:
         if seed is None:
             return ranks.from_all_ranks(self.model, int(torch.randint(2**62, ())))[0]
         return require_whole("seed", seed)
+
+
+@cache
+def _introduce_shapes() -> None:
+    """Say, once in a process, which model it is that nobody named."""
+    print(
+        "No model is named, so this is shapes, a small one that comes with janus and knows coloured shapes "
+        f"only. To get a released one, name it: janus.load({EXAMPLE!r}), or -m {EXAMPLE}.",
+        file=sys.stderr,
+    )
 
 
 def _as_list(images: Any) -> list[Any]:

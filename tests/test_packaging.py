@@ -11,6 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LINKED = ("kernels", "weights")
+SHAPES = REPOSITORY / "weights/shapes"
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def sources() -> dict[str, bytes]:
-    """Every module and recipe of the package by its installed path, the linked folders included."""
+    """Every module, recipe and weight of the package by its installed path, the linked folders included."""
     files = {
         f"janus/{file.relative_to(REPOSITORY / 'janus')}": file
         for ending in ("py", "toml")
@@ -51,6 +52,7 @@ def sources() -> dict[str, bytes]:
         files.update(
             {f"janus/{file.relative_to(REPOSITORY)}": file for file in (REPOSITORY / folder).rglob("*.py")}
         )
+    files.update({f"janus/{file.relative_to(REPOSITORY)}": file for file in SHAPES.iterdir()})
     return {name: file.read_bytes() for name, file in files.items()}
 
 

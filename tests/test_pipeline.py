@@ -250,11 +250,6 @@ def test_files_that_contradict_each_other(
         janus.load(changed(folder, tmp_path, name, **values))
 
 
-def test_load_without_a_name() -> None:
-    with pytest.raises(ValueError, match=r"no checkpoint ships .* 'deepseek-ai/Janus-Pro-1B'"):
-        janus.load()
-
-
 def test_load_from_nowhere(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="nothing"):
         janus.load(tmp_path / "nothing")

@@ -38,6 +38,8 @@ LISTING_TIMEOUT = 10.0  # seconds
 EXPECTED = "config.json, tokenizer.json and *.safetensors or pytorch_model*.bin"
 EXAMPLE = "deepseek-ai/Janus-Pro-1B"
 
+SHAPES = Path(__file__).parent / "shapes"  # the model that comes with the package
+
 
 def find(
     source: str | PathLike[str],
@@ -48,6 +50,8 @@ def find(
     cache_dir: Path | None = None,
 ) -> Path:
     """The folder that holds a model: `source` itself if it is one, else the cached snapshot of that hub id.
+
+    "shapes" is the model that comes with the package, where no folder of that name is in the way.
 
     Only what loading needs is fetched, side files alone if `weights` is False; offline, the cache serves.
     Raises ValueError (malformed id), FileNotFoundError (absent, not cached), PermissionError (refused),
@@ -121,6 +125,8 @@ def _local_folder(source: str | PathLike[str]) -> Path | None:
         ValueError,
     ) as error:  # a name too long, a home that is unknown, a null byte
         raise FileNotFoundError(f"{text!r} names no folder: {one_line(error)}") from error
+    if text == SHAPES.name and not is_file:
+        return SHAPES
     if is_file:
         raise FileNotFoundError(f"{text} is a file: give the folder that holds it, with {EXPECTED}")
     if path.is_absolute() or text[0] in ".~" or "\\" in text or text.count("/") != 1:

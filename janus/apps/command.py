@@ -19,7 +19,7 @@ class Command:
 
 
 def add_checkpoint_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-m", "--model", help="hub id or folder of a checkpoint")
+    command.add_argument("-m", "--model", help="hub id or folder of a checkpoint (shapes, which is here)")
     command.add_argument("--revision", help="branch, tag or commit on the hub")
 
 

@@ -187,11 +187,10 @@ def _info_options(command: argparse.ArgumentParser) -> None:
 
 def _info(options: argparse.Namespace) -> int:
     from janus.apps import info
+    from janus.weights.hub import SHAPES
 
-    if options.model is None:
-        raise ValueError("name a checkpoint with -m: a hub id or a folder")
     return info.run(
-        options.model,
+        options.model or SHAPES,
         vae=options.vae,
         revision=options.revision,
         pictures=options.pictures,

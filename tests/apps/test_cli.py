@@ -198,7 +198,6 @@ def test_convert_writes_into_new_or_empty_folders_only(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["ask", "Hi"], "no checkpoint ships with this version"),
         (["ask", "Hi", "-m", "./nowhere"], "nowhere"),
         (["ask", "Hi", "-i", "absent.png", "-m", "{checkpoint}"], "absent.png is not a file"),
         (
@@ -218,7 +217,6 @@ def test_convert_writes_into_new_or_empty_folders_only(
             "speculate (codes guessed at once; 0 for none) must be a whole number of at least 0, not -4",
         ),
         (["draw", "a cat", "-m", "{checkpoint}", "--rows", "2"], "prefix and rows go together"),
-        (["info"], "name a checkpoint with -m"),
     ],
     ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, list) else "",
 )
