@@ -62,8 +62,9 @@ class Memory:
     processes' shares) are always there. `gradients` come and `activations` go during a step, which takes
     `step` for both at its worst moment, less than their sum. `by_row` tells this moment where all rows are of
     one task, of which `activations` and `step` are the worst, and `otherwise` where activation checkpointing
-    is the other way than `checkpointing` says. `tokens` are at most so many a step, over all processes; of a
-    VQ tokenizer they are codes, of an autoencoder places of its latents.
+    is the other way than `checkpointing` says. `start` is before the first step: each process makes or reads
+    the whole model, random weights in float32, before it is split. `tokens` are at most so many a step, over
+    all processes; of a VQ tokenizer they are codes, of an autoencoder places of its latents.
     """
 
     parts: Mapping[str, Part]
@@ -76,13 +77,15 @@ class Memory:
     step: int
     tokens: int
     checkpointing: bool
+    start: int = 0
     otherwise: int | None = None
     by_row: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def total(self) -> int:
         """At the worst moment."""
-        return self.weights + self.moments + self.average + self.gathered + self.step
+        kept = self.weights + self.moments + self.average + self.gathered
+        return max(kept + self.step, self.start)
 
 
 def foretell(
@@ -158,6 +161,7 @@ def foretell(
         checkpointing=not other,
         otherwise=moment(otherwise.most),
         by_row=by_row,
+        start=_start(model, recipe),
     )
 
 
@@ -232,6 +236,12 @@ def _state(model: nn.Module, recipe: Recipe, ranks: int, device: str) -> dict[st
     }
 
 
+def _start(model: nn.Module, recipe: Recipe) -> int:
+    """Bytes of the whole model as it is before anything is done with it."""
+    dtype = torch.float32 if recipe.model.checkpoint is None else DTYPES[recipe.precision]
+    return sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
+
+
 def _gathered(model: nn.Module, dtype: torch.dtype) -> int:
     """What FSDP holds whole: all that is in no block, and two blocks, of which one is fetched ahead."""
     blocks = [
@@ -264,10 +274,11 @@ def format_memory(memory: Memory) -> str:
         ("moving average", memory.average),
         ("gathered", memory.gathered),
         ("activations", memory.activations),
+        ("at the start", memory.start),
         ("at the worst moment", memory.total),
     ):
         lines += [f"  {name:<22}{_gib(size)}"] if size else []
-    kept = memory.total - memory.step
+    kept = memory.weights + memory.moments + memory.average + memory.gathered
     for name, size in memory.by_row.items():
         lines.append(f"  {'  ' + name + ' rows' if name in KINDS else '  ' + name:<22}{_gib(kept + size)}")
     if memory.otherwise is not None:

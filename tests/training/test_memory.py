@@ -89,6 +89,17 @@ def test_bytes_by_kind(config: JanusConfig) -> None:
     assert memory.tokens == 160
 
 
+def test_before_the_first_step_there_is_the_whole_model(config: JanusConfig) -> None:
+    """Random weights in float32, whatever they become; of a checkpoint, what they are computed in."""
+    everything = sum(weight.numel() for weight in empty_model(config).parameters())
+    little = {"precision": "bfloat16", "train": ["vision_adapter"]}
+    random = {"architecture": "Janus-Pro-1B", "processor": "x"}
+    made = foretell(config, recipe("text", **little, model=random))
+    assert made.start == 2 * made.weights == 4 * everything
+    assert made.total == max(made.start, made.weights + made.moments + made.step)
+    assert foretell(config, recipe("text", **little, model={"checkpoint": "x"})).start == 2 * everything
+
+
 def test_moments_are_what_the_optimizer_keeps(config: JanusConfig) -> None:
     """But for the number of steps that it keeps beside them, in float32, for each parameter."""
     for precision in ("float32", "bfloat16"):
