@@ -125,10 +125,10 @@ def _local_folder(source: str | PathLike[str]) -> Path | None:
         ValueError,
     ) as error:  # a name too long, a home that is unknown, a null byte
         raise FileNotFoundError(f"{text!r} names no folder: {one_line(error)}") from error
-    if text == SHAPES.name and not is_file:
-        return SHAPES
     if is_file:
         raise FileNotFoundError(f"{text} is a file: give the folder that holds it, with {EXPECTED}")
+    if text == SHAPES.name:
+        return SHAPES
     if path.is_absolute() or text[0] in ".~" or "\\" in text or text.count("/") != 1:
         raise FileNotFoundError(
             f"{text}: no such folder (expected one with {EXPECTED}); a hub id looks like {EXAMPLE}"

@@ -82,10 +82,14 @@ class Memory:
     by_row: Mapping[str, int] = field(default_factory=dict)
 
     @property
+    def kept(self) -> int:
+        """Between steps."""
+        return self.weights + self.moments + self.average + self.gathered
+
+    @property
     def total(self) -> int:
         """At the worst moment."""
-        kept = self.weights + self.moments + self.average + self.gathered
-        return max(kept + self.step, self.start)
+        return max(self.kept + self.step, self.start)
 
 
 def foretell(
@@ -278,12 +282,13 @@ def format_memory(memory: Memory) -> str:
         ("at the worst moment", memory.total),
     ):
         lines += [f"  {name:<22}{_gib(size)}"] if size else []
-    kept = memory.weights + memory.moments + memory.average + memory.gathered
     for name, size in memory.by_row.items():
-        lines.append(f"  {'  ' + name + ' rows' if name in KINDS else '  ' + name:<22}{_gib(kept + size)}")
+        lines.append(
+            f"  {'  ' + name + ' rows' if name in KINDS else '  ' + name:<22}{_gib(memory.kept + size)}"
+        )
     if memory.otherwise is not None:
         name = f"{'without' if memory.checkpointing else 'with'} checkpointing"
-        lines.append(f"  {name:<22}{_gib(kept + memory.otherwise)}")
+        lines.append(f"  {name:<22}{_gib(memory.kept + memory.otherwise)}")
     return "\n".join([*lines, "", f"{'tokens a step, at most':<24}{memory.tokens:>10,}"])
 
 
