@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from janus.checks import one_line
+from janus.training.optimizer import blank_state
 from janus.training.parallel import Ranks
 from janus.training.parts import trained
 from janus.training.recipe import Recipe, differences
@@ -209,16 +210,12 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
-    """The moments and step counts of AdamW by the names of what learns; zeros, where there are none yet."""
-    fused = {id(each): group["fused"] for group in optimizer.param_groups for each in group["params"]}
+    """The moments and step counts by the names of what learns; zeros, where there are none yet."""
     found: dict[str, Tensor] = {}
     for name, parameter in trained(model).items():
         state = optimizer.state[parameter]
         if not state:
-            device = parameter.device if fused[id(parameter)] else None
-            state["step"] = torch.zeros((), dtype=torch.float32, device=device)
-            for moment in ("exp_avg", "exp_avg_sq"):
-                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            state.update(blank_state(optimizer, parameter))
         found |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
     return found
 

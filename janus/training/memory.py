@@ -23,6 +23,7 @@ from janus.models.vq import VQ
 from janus.training.architecture import Architecture
 from janus.training.data.outline import Geometry
 from janus.training.longest import longest_row, rows_loss
+from janus.training.optimizer import block_matrices
 from janus.training.parallel import rows_of
 from janus.training.parts import freeze, parameters, trained
 from janus.training.recipe import Recipe
@@ -234,10 +235,17 @@ def _state(model: nn.Module, recipe: Recipe, ranks: int, device: str) -> dict[st
     return {
         "weights": share(everything - whole, dtype.itemsize) + whole * dtype.itemsize,
         "gradients": share(learning, dtype.itemsize),
-        "moments": share(learning, 2 * dtype.itemsize),
+        "moments": share(2 * learning - _moments_saved(model, recipe), dtype.itemsize),
         "average": 0 if recipe.ema is None else share(learning, 4),
         "gathered": _gathered(model, computing_dtype(recipe, device)) if split else 0,
     }
+
+
+def _moments_saved(model: nn.Module, recipe: Recipe) -> int:
+    """Of how many parameters there is one moment and not two."""
+    if recipe.optimizer.kind == "adamw":
+        return 0
+    return sum(weight.numel() for weight in block_matrices(trained(model)).values())
 
 
 def _start(model: nn.Module, recipe: Recipe) -> int:

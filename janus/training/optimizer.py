@@ -1,11 +1,16 @@
-"""AdamW over what learns. Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019)."""
+"""The optimizer over what learns: AdamW, or Muon for the matrices of the blocks beside it.
+
+Sources: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); Jordan et al., "Muon: An
+optimizer for hidden layers in neural networks" (2024).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from janus.models.llama import RMSNorm
 from janus.training.parts import trained
@@ -17,16 +22,56 @@ TABLES = ("pos_embed", "codebook")
 FUSED = ("cuda", "cpu", "mps")
 
 
-def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
-    """AdamW with two groups, what decays first, each in the model's order; an empty group is left out.
+def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+    """What the settings say over what learns, in groups of what decays and what does not.
 
-    Each step is one fused pass where torch has it. Moments are of the parameters' own dtype. Raises
-    ValueError where nothing learns.
+    Each group is in the model's order, and an empty one is left out. A step of AdamW is one fused pass where
+    torch has it. Moments are of the parameters' own dtype. Raises ValueError where nothing learns.
     """
     learning = trained(model)
     if not learning:
         raise ValueError("no parameter learns: name the parts in the recipe's train")
+    matrices = block_matrices(learning) if settings.kind == "muon" else {}
+    others = {name: weight for name, weight in learning.items() if name not in matrices}
     kinds = kinds_of(model)
+    parts: list[torch.optim.Optimizer] = []
+    if matrices:
+        parts.append(_muon(list(matrices.values()), settings))
+    if others:
+        parts.append(_adamw(others, kinds, settings))
+    return parts[0] if len(parts) == 1 else Together(parts)
+
+
+def block_matrices(learning: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
+    """The matrices of blocks that come one after another: neither tables nor heads, adapters or convolutions.
+
+    Matrices that are computed as one (`JoinedLinear`, SigLIP's `qkv`) are one to Muon too.
+    """
+    return {
+        name: weight
+        for name, weight in learning.items()
+        if weight.ndim == 2 and not {"layers", "blocks"}.isdisjoint(name.split("."))
+    }
+
+
+def _muon(matrices: list[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
+    """With updates as large as AdamW's, so that one rate serves both.
+
+    Source: Liu et al., "Muon is scalable for LLM training" (2025).
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(
+            f'optimizer.kind = "muon" needs torch 2.9, and this is {torch.__version__}: update it, or give '
+            '"adamw"'
+        )
+    return torch.optim.Muon(
+        matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
+
+
+def _adamw(
+    learning: Mapping[str, nn.Parameter], kinds: Mapping[str, str], settings: Optimizer
+) -> torch.optim.Optimizer:
     groups = []
     for decays in (True, False):
         names = [name for name in learning if (kinds[name] not in settings.undecayed) == decays]
@@ -36,6 +81,40 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.AdamW:
     return torch.optim.AdamW(
         groups, lr=settings.lr, betas=settings.betas, eps=settings.eps, fused=_fused(learning)
     )
+
+
+class Together(torch.optim.Optimizer):
+    """Several optimizers, each of parameters of its own, as one: their groups and states are its."""
+
+    def __init__(self, parts: Sequence[torch.optim.Optimizer]) -> None:
+        super().__init__([group for part in parts for group in part.param_groups], {})
+        self.parts = parts
+        for part in parts:
+            part.state = self.state
+        # The very tables of the parts: a rate that is set here is theirs.
+        self.param_groups = [group for part in parts for group in part.param_groups]
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """A step of each; `closure` is not called."""
+        for part in self.parts:
+            part.step()
+
+
+def blank_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
+    """What the optimizer begins to keep of a parameter at its first step."""
+    group = next(
+        group for group in optimizer.param_groups if any(each is parameter for each in group["params"])
+    )
+
+    def zeros() -> Tensor:
+        return torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+    if "momentum" in group:
+        return {"momentum_buffer": zeros()}
+    device = parameter.device if group["fused"] else None
+    step = torch.zeros((), dtype=torch.float32, device=device)
+    return {"step": step, "exp_avg": zeros(), "exp_avg_sq": zeros()}
 
 
 def kinds_of(model: nn.Module) -> dict[str, str]:

@@ -144,6 +144,7 @@ class Recipe(Section):
             ("activation_checkpointing",): self.activation_checkpointing,
             ("compile",): self.compile,
             ("parallel", "kind"): self.parallel.kind == "fsdp",
+            ("optimizer", "kind"): self.optimizer.kind == "muon",
             ("lora",): self.lora is not None,
             ("flow",): self.flow is not None,
             (other,): getattr(self, other) is not None,
@@ -210,6 +211,9 @@ class Recipe(Section):
         if self.lora is not None and self.parallel.kind == "fsdp":
             text = 'is "fsdp", which would split weights that stand still: adapters train with "ddp"'
             raise RecipeError(("parallel", "kind"), text)
+        if self.optimizer.kind == "muon" and self.parallel.kind == "fsdp":
+            text = 'is "muon", which wants matrices whole, and "fsdp" splits them: give "adamw", or "ddp"'
+            raise RecipeError(("optimizer", "kind"), text)
 
     def check_kind(self, config: AnyConfig) -> None:
         """RecipeError where it says what a model of this architecture knows nothing of.

@@ -181,12 +181,13 @@ class Data(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer(Section):
-    """AdamW.
+    """Of `kind` "adamw"; or "muon" for the matrices of the blocks, and AdamW for all else.
 
-    `lr`, `betas` and `eps` are its own; `weight_decay` is not of the kinds of parameters in `undecayed`.
-    Gradients are cut to the norm `clip` first.
+    `betas` and `eps` are AdamW's, `lr` and `weight_decay` of both; the latter is not of the kinds of
+    parameters in `undecayed`. Gradients are cut to the norm `clip` first.
     """
 
+    kind: Literal["adamw", "muon"] = "adamw"
     lr: float = number(above=0)
     betas: tuple[float, float] = number((0.9, 0.95), least=0, below=1)
     eps: float = number(1e-8, above=0)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from janus import cpu
 from janus.evaluation.defaults import choose_defaults, write_defaults
 from janus.evaluation.shapes import picture_sides
+from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
 from janus.models.llama import Block
 from janus.models.vae import VAE
@@ -119,6 +120,8 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
         geometry = geometry_of(model.config, vae)
         tokens = None if geometry is None else geometry.tokens
         add_alignment(model, settings.aligned_after, tokens=tokens, seed=recipe.seed)
+    if isinstance(model, Janus) and place.device.type == "cpu":
+        model.vq.to(memory_format=torch.channels_last)  # in which its convolutions are faster
     if cpu.widens(place.device, model.dtype):
         widen_linears(model)
     if recipe.activation_checkpointing:

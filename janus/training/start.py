@@ -21,6 +21,8 @@ from janus.evaluation.defaults import FILE, stating
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
 from janus.models.llama import Llama
+from janus.models.siglip import Block as VisionBlock
+from janus.models.siglip import SigLIP
 from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
 from janus.processing.processor import Processor
@@ -100,6 +102,7 @@ def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> A
         config = start.architecture
         assert isinstance(config, AnyConfig)
         model = _random(lambda: _made(config), recipe.seed)
+        begin_vision(model.vision, torch.Generator().manual_seed(recipe.seed))
         begin_language(model.language, torch.Generator().manual_seed(recipe.seed))
         if isinstance(model, JanusFlow):
             begin_velocity(model)
@@ -215,6 +218,28 @@ def begin_language(language: Llama, generator: torch.Generator) -> None:
     for name, weight in language.named_parameters():
         if name.endswith(("attention.o_proj.weight", "mlp.down_proj.weight")):
             weight.mul_(factor)
+
+
+@torch.no_grad()
+def begin_vision(vision: SigLIP, generator: torch.Generator) -> None:
+    """Set, in place, the scales of a vision tower of random weights.
+
+    Positions begin as strong as patches are: where they are faint, a tower that sees little learns what there
+    is and not where. Source: Google's big_vision, models/vit.py, by which SigLIP was trained from nothing.
+    """
+    patches = vision.patch_embed
+    vision.pos_embed.normal_(std=vision.config.width**-0.5, generator=generator)
+    patches.weight.normal_(std=patches.weight[0].numel() ** -0.5, generator=generator)
+    for block in vision.blocks:
+        assert isinstance(block, VisionBlock)
+        # The joined matrix is three of as many outputs as inputs.
+        outputs = ((block.attn.qkv, 3), (block.attn.proj, 1), (block.mlp.fc1, 1), (block.mlp.fc2, 1))
+        for linear, joined in outputs:
+            bound = (6 / (linear.in_features + linear.out_features // joined)) ** 0.5
+            linear.weight.uniform_(-bound, bound, generator=generator)
+    for name, bias in vision.named_parameters():
+        if name.endswith("bias"):
+            bias.zero_()
 
 
 @torch.no_grad()

@@ -185,6 +185,14 @@ def test_a_run_goes_on_without_what_it_started_from(
     assert quietly(recipe, folder) == records(straight)
 
 
+def test_a_run_with_muon_goes_on_with_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:
+    recipe = replace(recipe, optimizer=replace(recipe.optimizer, kind="muon"))
+    whole = quietly(recipe, tmp_path / "whole")
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    quietly(replace(recipe, steps=4), tmp_path / "parts")
+    assert quietly(recipe, tmp_path / "parts") == whole
+
+
 def test_another_recipe_is_refused(straight: Path, recipe: Recipe) -> None:
     with pytest.raises(ValueError, match=r"differs in ema, seed: give the same, or begin in another folder"):
         train(replace(recipe, seed=1, ema=None), straight, device="cpu")

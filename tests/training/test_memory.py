@@ -1,5 +1,6 @@
 """What is told before a run: numbers that learn, bytes by kind, and how they are shown."""
 
+import itertools
 import re
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from janus.training.data.packing import Batch
 from janus.training.longest import Row, longest_row
 from janus.training.memory import GIB, Memory, Part, foretell, format_memory
 from janus.training.optimizer import build_optimizer
-from janus.training.parts import PARTS, STAGE_1, STAGE_3, VQ_PARTS, freeze, parameters
+from janus.training.parts import PARTS, STAGE_3, VQ_PARTS, freeze, parameters
 from janus.training.recipe import Recipe
 from janus.training.recipe_fields import build
 from janus.training.vq import VQState
@@ -102,10 +103,10 @@ def test_before_the_first_step_there_is_the_whole_model(config: JanusConfig) -> 
 
 def test_moments_are_what_the_optimizer_keeps(config: JanusConfig) -> None:
     """But for the number of steps that it keeps beside them, in float32, for each parameter."""
-    for precision in ("float32", "bfloat16"):
-        given = recipe(precision=precision, train=list(STAGE_1))
+    for precision, kind in itertools.product(("float32", "bfloat16"), ("adamw", "muon")):
+        given = recipe(precision=precision, train=list(STAGE_3), optimizer={"lr": 1e-3, "kind": kind})
         fresh = Janus(config).to(DTYPES[precision])
-        freeze(fresh, STAGE_1)
+        freeze(fresh, STAGE_3)
         optimizer = build_optimizer(fresh, given.optimizer)
         for weight in fresh.parameters():
             if weight.requires_grad:

@@ -401,6 +401,12 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     ),
     "vq-compile": (changed(VQ, compile=True), "compile", 'says nothing to task = "vq"'),
     "vq-split": (changed(VQ, parallel={"kind": "fsdp"}), "parallel.kind", 'says nothing to task = "vq"'),
+    "vq-muon": (changed(VQ, optimizer__kind="muon"), "optimizer.kind", 'says nothing to task = "vq"'),
+    "muon-split": (
+        changed(JANUS, optimizer__kind="muon", parallel={"kind": "fsdp"}),
+        "optimizer.kind",
+        'is "muon", which wants matrices whole',
+    ),
     "vq-evaluate": (
         changed(VQ, evaluate={"evaluator": "loss", "sources": [{"task": "drawing", "world": "shapes"}]}),
         "evaluate",

@@ -108,6 +108,22 @@ def test_what_adds_up_over_layers_begins_smaller(begin: Begin, config: JanusConf
     assert 0.018 < model.language.embed.weight.std() < 0.022
 
 
+def test_positions_of_a_vision_tower_begin_as_strong_as_patches(begin: Begin, config: JanusConfig) -> None:
+    vision, width = begin().vision, config.vision.width
+    patch = (3 * config.vision.patch_size**2) ** -0.5
+    assert vision.pos_embed.std().item() == pytest.approx(width**-0.5, rel=0.1)
+    assert vision.patch_embed.weight.std().item() == pytest.approx(patch, rel=0.1)
+    for block in vision.blocks:
+        for weight, outputs in (
+            (block.attn.qkv.weight, width),
+            (block.attn.proj.weight, width),
+            (block.mlp.fc1.weight, config.vision.mlp_width),
+        ):
+            bound = (6 / (width + outputs)) ** 0.5
+            assert 0.9 * bound < weight.abs().max() <= bound
+    assert not any(bias.any() for name, bias in vision.named_parameters() if name.endswith("bias"))
+
+
 def test_a_processor_is_made_of_a_worlds_sentences(config: JanusConfig) -> None:
     sizes = replace(config, language=replace(config.language, vocabulary=400))
     made = start_processor(Start(architecture=sizes, world="shapes"))

@@ -136,9 +136,9 @@ def vary_case(rng: Generator, text: str) -> str:
 
 
 def describe_scene(scene: Scene) -> str:
-    """All that is in a scene, in one way only: from left to right, those of one kind together."""
+    """All that is in a scene, in one way only: in the order of reading, those of one kind together."""
     counts: dict[tuple[str, str], int] = {}
-    for item in sorted(scene, key=lambda item: (item.x, item.y)):
+    for item in sorted(scene, key=lambda item: (item.y, item.x)):
         counts[item.kind] = counts.get(item.kind, 0) + 1
     phrases = []
     for (color, shape), count in counts.items():

@@ -98,10 +98,14 @@ def conversation(
 ) -> Conversation:
     """A picture for training and up to MOST_TURNS questions about it, the first as `question` asks it.
 
-    A picture costs a model of this size four times as many tokens as a question: several share it.
+    A picture costs a model of this size four times as many tokens as a question: several share it. A
+    description answers all others, and whoever has read it need not look: it comes last, or by itself.
     """
     first = ask(rng, category or pick(rng, QUESTION_CATEGORIES), color=color)
-    asked = [first, *ask_further(rng, first.scene, whole(rng, 0, MOST_TURNS - 1))]
+    further = ask_further(rng, first.scene, whole(rng, 0, MOST_TURNS - 1))
+    asked = [first, *sorted(further, key=lambda each: each.category == "describe")]
+    if first.category == "describe":
+        asked = [first]
     return Conversation(render(first.scene, side), tuple((each.question, each.answer) for each in asked))
 
 

@@ -151,12 +151,12 @@ def test_any_phrases_are_read_or_refused(text: str) -> None:
         assert shapes.parse(shapes.caption(default_rng(0), spec)).canonical() == spec.canonical()
 
 
-def test_a_scene_is_described_from_left_to_right() -> None:
+def test_a_scene_is_described_in_the_order_of_reading() -> None:
     scene = (
         shapes.Object("square", "blue", "small", 12, 4),
         shapes.Object("circle", "red", "small", 9, 9),
         shapes.Object("star", "orange", "large", 5, 12),
         shapes.Object("circle", "red", "large", 3, 5),
     )
-    assert shapes.describe_scene(scene) == "two red circles, an orange star and a blue square"
+    assert shapes.describe_scene(scene) == "a blue square, two red circles and an orange star"
     assert shapes.describe_scene(scene[:1]) == "a blue square"

@@ -129,3 +129,17 @@ def test_vocabulary_texts_come_one_by_one() -> None:
 def test_mistakes_are_named(make: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_a_description_of_a_conversation_ends_it() -> None:
+    """Whoever has read it can answer the rest without the picture."""
+    shared = 0
+    for seed in range(200):
+        answers = [answer for _, answer in shapes.conversation(default_rng(seed)).turns]
+        told = [number for number, answer in enumerate(answers) if " " in answer]  # all others are one word
+        assert told in ([], [len(answers) - 1])
+        shared += len(answers) > 1 and bool(told)
+    assert shared > 20
+    for seed in range(20):
+        (turn,) = shapes.conversation(default_rng(seed), category="describe").turns
+        assert " " in turn[1]
