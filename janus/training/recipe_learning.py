@@ -34,6 +34,7 @@ class VQLearning(Section):
     start_latents: int | None = number(None, least=0)
     background_codes: int = number(1, least=0)
     revive_every: int | None = number(50, least=1)
+    revive_far: bool = False
     merge_share: float | None = number(None, above=0, most=1)
     usage_decay: float = number(0.99, least=0, most=0.9999)
     discriminator_channels: int = number(64, least=1)

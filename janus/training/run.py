@@ -121,7 +121,8 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
         tokens = None if geometry is None else geometry.tokens
         add_alignment(model, settings.aligned_after, tokens=tokens, seed=recipe.seed)
     if isinstance(model, Janus) and place.device.type == "cpu":
-        model.vq.to(memory_format=torch.channels_last)  # in which its convolutions are faster
+        # In it convolutions are faster. (torch leaves it out of what it says of its types.)
+        model.vq.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if cpu.widens(place.device, model.dtype):
         widen_linears(model)
     if recipe.activation_checkpointing:

@@ -62,11 +62,25 @@ def k_means(points: Tensor, count: int, *, generator: np.random.Generator, round
     return centres
 
 
-def _spread(unit: Tensor, count: int, generator: np.random.Generator) -> Tensor:
-    """`count` of the points (N, C), each drawn with a chance as its squared distance to those before it."""
+def _distances(unit: Tensor, codes: Tensor) -> Tensor:
+    """Squared distances of points (N, C) of unit length to the nearest of codes (M, C), at most 4: (N,)."""
+    if not len(codes):
+        return torch.full_like(unit[:, 0], 4.0)
+    entries = F.normalize(codes.float(), dim=1)
+    return (unit - entries[nearest_code(unit, entries)]).square().sum(dim=1)
+
+
+def _spread(
+    unit: Tensor, count: int, generator: np.random.Generator, distances: Tensor | None = None
+) -> Tensor:
+    """`count` of the points (N, C), each drawn with a chance as its squared distance to those before it.
+
+    `distances` (N,) are those to what was there before the first; left out, all points are as far.
+    """
     draws = torch.from_numpy(generator.random(count, dtype=np.float32)).to(unit.device)
     chosen = torch.empty(count, dtype=torch.long, device=unit.device)
-    distances = torch.ones(len(unit), device=unit.device)
+    if distances is None:
+        distances = torch.ones(len(unit), device=unit.device)
     for number in range(count):
         heap = distances.cumsum(0)
         # Where every point is a centre already the sum is 0, and any point is as good.
@@ -85,18 +99,25 @@ def revive(
     *,
     generator: np.random.Generator,
     excluded: Tensor | None = None,
+    far: bool = False,
 ) -> Tensor:
     """Write latents (N, C), drawn without repeats, into the entries of codes `dead` (K,) bool.
 
-    Those that `excluded` (N,) bool marks are not drawn. -> the codes revived, int64: all that are dead, or
-    as many, the lowest, as there are latents to draw. Raises ValueError for shapes that do not fit.
+    Those that `excluded` (N,) bool marks are not drawn. All others are as likely; or, if `far`, each as its
+    squared distance to the living codes and to those drawn before it (k-means++): what no code stands for yet
+    gets most of them. -> the codes revived, int64: all that are dead, or as many, the lowest, as there are
+    latents to draw. Raises ValueError for shapes that do not fit.
     """
     _check_latents(vq, latents, excluded, "excluded")
     _check_codes(vq, dead, "dead")
     candidates = latents if excluded is None else latents[~excluded]
     codes = dead.nonzero()[:, 0][: len(candidates)]
-    drawn = torch.from_numpy(generator.permutation(len(candidates))[: len(codes)]).to(latents.device)
-    vq.codebook[codes] = F.normalize(candidates[drawn].float(), dim=1).to(vq.codebook.dtype)
+    unit = F.normalize(candidates.float(), dim=1)
+    if far and len(codes):
+        entries = _spread(unit, len(codes), generator, _distances(unit, vq.codebook[~dead]))
+    else:
+        entries = unit[torch.from_numpy(generator.permutation(len(unit))[: len(codes)]).to(unit.device)]
+    vq.codebook[codes] = entries.to(vq.codebook.dtype)
     return codes
 
 

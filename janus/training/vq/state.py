@@ -28,8 +28,9 @@ class VQTraining(AutoencoderTraining):
     (None: never); from `decoder_only_from` on codes stay as they are and the decoder alone learns (None:
     never), after codes with at least `merge_share` of their uses in background cells became one code (None:
     they do not). Every `revive_every` steps (None: never) codes unused since the last time restart from the
-    batch's latents, those of background cells left out. `usage_decay` is that of the running counts of use,
-    per step. `bfloat16` runs the networks under autocast; parameters and losses stay float32.
+    batch's latents, those of background cells left out, and those far from all codes first if `revive_far`.
+    `usage_decay` is that of the running counts of use, per step. `bfloat16` runs the networks under autocast;
+    parameters and losses stay float32.
     """
 
     codebook: float = 1.0
@@ -41,6 +42,7 @@ class VQTraining(AutoencoderTraining):
     start_latents: int | None = None
     background_codes: int = 1
     revive_every: int | None = 50
+    revive_far: bool = False
     merge_share: float | None = None
     usage_decay: float = 0.99
 

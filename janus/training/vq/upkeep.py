@@ -116,6 +116,7 @@ def _revive(vq: VQ, latents: Tensor, background: Tensor | None, state: VQState, 
         cells,
         generator=_generator(state, config),
         excluded=of_background,
+        far=config.revive_far,
     )
     for counts in (state.unused, state.usage, state.background_usage):
         counts[revived] = 0

@@ -133,9 +133,10 @@ def test_background_alone_takes_no_more_than_its_codes() -> None:
     dead=st.lists(st.booleans(), min_size=16, max_size=16),
     excluded=st.lists(st.booleans(), min_size=1, max_size=24),
     seed=st.integers(0, 99),
+    far=st.booleans(),
 )
 def test_the_dead_get_latents_that_are_not_excluded(
-    dead: list[bool], excluded: list[bool], seed: int
+    dead: list[bool], excluded: list[bool], seed: int, far: bool
 ) -> None:
     vq, latents = small(), random(len(excluded), 4, seed=seed)
     before = vq.codebook.detach().clone()
@@ -145,6 +146,7 @@ def test_the_dead_get_latents_that_are_not_excluded(
         latents,
         generator=generator(seed),
         excluded=torch.tensor(excluded),
+        far=far,
     )
     wanted = [code for code, is_dead in enumerate(dead) if is_dead]
     candidates = F.normalize(latents[~torch.tensor(excluded)], dim=1)
@@ -154,6 +156,19 @@ def test_the_dead_get_latents_that_are_not_excluded(
     source = (vq.codebook.detach()[revived, None] == candidates).all(dim=2)
     assert (source.sum(dim=1) == 1).all(), "each is a latent"
     assert (source.sum(dim=0) <= 1).all(), "and no latent is taken twice"
+
+
+def test_what_no_code_stands_for_is_revived_first() -> None:
+    """Of 20 latents that are living codes themselves and one that is far from all, that one."""
+    vq = small()
+    vq.codebook.data = F.normalize(vq.codebook.data, dim=1)
+    dead = torch.zeros(16, dtype=torch.bool)
+    dead[5] = True
+    known = vq.codebook.detach()[~dead].repeat(2, 1)[:20]
+    new = -known.mean(dim=0, keepdim=True)
+    for seed in range(10):
+        revive(vq, dead, torch.cat((known, new)), generator=generator(seed), far=True)
+        torch.testing.assert_close(vq.codebook[5].detach(), F.normalize(new[0], dim=0))
 
 
 # --- merging ---

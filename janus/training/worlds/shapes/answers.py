@@ -18,9 +18,8 @@ def correct(question: Question, answer: str) -> bool:
     """Whether a free-form answer is right.
 
     An answer that says more than one thing ("two or three", "red, no, blue"), or nothing ("I cannot say"), is
-    wrong. "Describe" wants the
-    colour and the shape of every object, as `verify` reads them from the picture. ValueError for a category
-    that is none of QUESTION_CATEGORIES.
+    wrong. "Describe" wants the colour and the shape of every object, as `verify` reads them from the picture.
+    ValueError for a category that is none of QUESTION_CATEGORIES.
     """
     if question.category not in _CHECKS:
         raise ValueError(f"category {question.category!r} is unknown: use one of {', '.join(_CHECKS)}")
