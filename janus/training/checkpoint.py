@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
 
 from janus.checks import one_line
-from janus.training.optimizer import blank_state
+from janus.training.optimizer import begin_states
 from janus.training.parallel import Ranks
 from janus.training.parts import trained
 from janus.training.recipe import Recipe, differences
@@ -208,16 +208,14 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
 
 
-@torch.no_grad()
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
     """The moments and step counts by the names of what learns; zeros, where there are none yet."""
-    found: dict[str, Tensor] = {}
-    for name, parameter in trained(model).items():
-        state = optimizer.state[parameter]
-        if not state:
-            state.update(blank_state(optimizer, parameter))
-        found |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-    return found
+    begin_states(optimizer)
+    return {
+        f"optimizer.{name}.{key}": value
+        for name, parameter in trained(model).items()
+        for key, value in optimizer.state[parameter].items()
+    }
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

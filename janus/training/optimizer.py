@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from janus.models.llama import RMSNorm
 from janus.training.parts import trained
@@ -94,27 +94,27 @@ class Together(torch.optim.Optimizer):
         # The very tables of the parts: a rate that is set here is theirs.
         self.param_groups = [group for part in parts for group in part.param_groups]
 
-    @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """A step of each; `closure` is not called."""
         for part in self.parts:
             part.step()
 
 
-def blank_state(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Tensor]:
-    """What the optimizer begins to keep of a parameter at its first step."""
-    group = next(
-        group for group in optimizer.param_groups if any(each is parameter for each in group["params"])
-    )
-
-    def zeros() -> Tensor:
-        return torch.zeros_like(parameter, memory_format=torch.preserve_format)
-
-    if "momentum" in group:
-        return {"momentum_buffer": zeros()}
-    device = parameter.device if group["fused"] else None
-    step = torch.zeros((), dtype=torch.float32, device=device)
-    return {"step": step, "exp_avg": zeros(), "exp_avg_sq": zeros()}
+@torch.no_grad()
+def begin_states(optimizer: torch.optim.Optimizer) -> None:
+    """Have it keep, of each parameter of which it keeps nothing yet, what it would begin with at a step."""
+    for group in optimizer.param_groups:
+        is_adamw = "fused" in group
+        moments = ("exp_avg", "exp_avg_sq") if is_adamw else ("momentum_buffer",)
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if state:
+                continue
+            if is_adamw:  # which counts its steps, where it computes
+                device = parameter.device if group["fused"] else None
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+            for moment in moments:
+                state[moment] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
 
 def kinds_of(model: nn.Module) -> dict[str, str]:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from janus.models.janus import Janus
-from janus.training.optimizer import Together, blank_state, block_matrices, build_optimizer, kinds_of
+from janus.training.optimizer import Together, begin_states, block_matrices, build_optimizer, kinds_of
 from janus.training.parts import STAGE_1, STAGE_3, freeze, trained
 from janus.training.recipe_sections import Optimizer
 
@@ -160,7 +160,12 @@ def test_a_first_step_of_muon_by_hand(fresh: Janus) -> None:
 def test_what_is_kept_before_the_first_step_is_as_after_it(fresh: Janus) -> None:
     freeze(fresh, STAGE_3)
     optimizer = build_optimizer(fresh, Optimizer(kind="muon", lr=1e-3))
-    blank = {name: blank_state(optimizer, weight) for name, weight in trained(fresh).items()}
+    begin_states(optimizer)
+    blank = {
+        name: {key: value.clone() for key, value in optimizer.state[weight].items()}
+        for name, weight in trained(fresh).items()
+    }
+    optimizer.state.clear()
     for weight in trained(fresh).values():
         weight.grad = torch.ones_like(weight)
     optimizer.step()

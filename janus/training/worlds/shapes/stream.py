@@ -102,10 +102,9 @@ def conversation(
     description answers all others, and whoever has read it need not look: it comes last, or by itself.
     """
     first = ask(rng, category or pick(rng, QUESTION_CATEGORIES), color=color)
-    further = ask_further(rng, first.scene, whole(rng, 0, MOST_TURNS - 1))
+    count = 0 if first.category == "describe" else whole(rng, 0, MOST_TURNS - 1)
+    further = ask_further(rng, first.scene, count)
     asked = [first, *sorted(further, key=lambda each: each.category == "describe")]
-    if first.category == "describe":
-        asked = [first]
     return Conversation(render(first.scene, side), tuple((each.question, each.answer) for each in asked))
 
 
