@@ -133,8 +133,7 @@ def _shapes_drawing(
 def _shapes_conversation(
     random: np.random.Generator, *, side: int, color: str | None, categories: Sequence[str]
 ) -> Mapping[str, Any]:
-    category = pick(random, categories or shapes.QUESTION_CATEGORIES)
-    spoken = shapes.conversation(random, category=category, side=side, color=color)
+    spoken = shapes.conversation(random, categories=categories, side=side, color=color)
     return _conversation(spoken.turns, spoken.picture)
 
 

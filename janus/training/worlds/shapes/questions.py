@@ -120,21 +120,29 @@ def ask(rng: Generator, category: str, *, held_out: HeldOut = False, color: str 
     return Asked(scene, vary_case(rng, question), answer, category, about, source.wanted)
 
 
-def ask_further(rng: Generator, scene: Scene, count: int) -> list[Asked]:
-    """Up to `count` questions about a scene, each of a category of its own; fewer where it suits fewer.
+def ask_further(rng: Generator, scene: Scene, count: int, categories: Sequence[str] = ()) -> list[Asked]:
+    """Up to `count` questions about a scene; fewer where it suits fewer.
 
-    As in `ask`, they name no kind that is held out unless the scene has it.
+    Each is of a category of its own or, if some are given, of one of these and about something of its own.
+    As in `ask`, they name no kind that is held out unless the scene has it. ValueError for an unknown
+    category.
     """
+    for category in categories:
+        require_category(category, QUESTION_CATEGORIES)
     reason = held_out_reason([item.kind for item in scene])
     source = _Source(rng, reason, None)
-    found = []
-    for number in rng.permutation(len(QUESTION_CATEGORIES))[:count]:
-        category = QUESTION_CATEGORIES[number]
+    if categories:
+        chosen = [pick(rng, categories) for _ in range(count)]
+    else:
+        chosen = [QUESTION_CATEGORIES[number] for number in rng.permutation(len(QUESTION_CATEGORIES))[:count]]
+    found: dict[tuple[str, tuple[Thing, ...]], Asked] = {}
+    for category in chosen:
         written = _FURTHER[category](source, scene)
         if written is not None:
             _, question, answer, about = written
-            found.append(Asked(scene, vary_case(rng, question), answer, category, about, reason))
-    return found
+            asked = Asked(scene, vary_case(rng, question), answer, category, about, reason)
+            found.setdefault((category, about), asked)
+    return list(found.values())
 
 
 @dataclass(frozen=True)
@@ -322,6 +330,13 @@ def _exists_in(source: _Source, scene: Scene, yes: bool, named: float) -> Writte
     return scene, question, "yes" if yes else "no", (thing,)
 
 
+def _exists_further(source: _Source, scene: Scene) -> Written | None:
+    """Tried several times, as what is to be absent is often there: yes and no come about alike."""
+    yes, named = chance(source.rng, 0.5), source.rng.random()
+    tries = (_exists_in(source, scene, yes, named) for _ in range(8))
+    return next((written for written in tries if written is not None), None)
+
+
 def _where(source: _Source) -> Written:
     return _about_some(source, _where_in, least=2)
 
@@ -374,7 +389,7 @@ _FURTHER: dict[str, About] = {
     "count_kind": _count_kind_in,
     "color": _color_in,
     "shape": _shape_in,
-    "exists": lambda source, scene: _exists_in(source, scene, chance(source.rng, 0.5), source.rng.random()),
+    "exists": _exists_further,
     "where": _where_in,
     "describe": _describe_in,
 }

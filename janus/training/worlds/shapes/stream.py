@@ -4,7 +4,7 @@ S: a picture's side.
 """
 
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,16 +94,23 @@ def question(
 
 
 def conversation(
-    rng: Generator, *, category: str | None = None, color: str | None = None, side: int = SIDE
+    rng: Generator, *, categories: Sequence[str] = (), color: str | None = None, side: int = SIDE
 ) -> Conversation:
     """A picture for training and up to MOST_TURNS questions about it, the first as `question` asks it.
 
-    A picture costs a model of this size four times as many tokens as a question: several share it. A
-    description answers all others, and whoever has read it need not look: it comes last, or by itself.
+    With `categories` all are of these, as many as the picture suits. A picture costs a model of this size
+    four times as many tokens as a question: several share it. A description answers all others, and whoever
+    has read it need not look: it comes last, or by itself.
     """
-    first = ask(rng, category or pick(rng, QUESTION_CATEGORIES), color=color)
-    count = 0 if first.category == "describe" else whole(rng, 0, MOST_TURNS - 1)
-    further = ask_further(rng, first.scene, count)
+    first = ask(rng, pick(rng, categories or QUESTION_CATEGORIES), color=color)
+    further: list[Asked] = []
+    if first.category != "describe":
+        count = MOST_TURNS - 1 if categories else whole(rng, 0, MOST_TURNS - 1)
+        further = [
+            asked
+            for asked in ask_further(rng, first.scene, count, categories)
+            if not categories or (asked.category, asked.about) != (first.category, first.about)
+        ]
     asked = [first, *sorted(further, key=lambda each: each.category == "describe")]
     return Conversation(render(first.scene, side), tuple((each.question, each.answer) for each in asked))
 

@@ -61,6 +61,34 @@ def test_further_questions_are_about_the_same_scene(seed: int, category: str, he
     assert ask_further(default_rng(seed), first.scene, 0) == []
 
 
+@given(SEEDS, st.lists(CATEGORIES, min_size=1, unique=True), st.integers(0, 12))
+def test_further_questions_of_some_categories_are_each_about_something_else(
+    seed: int, categories: list[str], count: int
+) -> None:
+    first = ask(default_rng(seed), "count_all")
+    further = ask_further(default_rng(seed), first.scene, count, categories)
+    assert len(further) <= count
+    assert {asked.category for asked in further} <= set(categories)
+    assert len({(asked.category, asked.about) for asked in further}) == len(further)
+    assert all(asked.answer == answer_from_scene(asked) for asked in further)
+
+
+def test_further_questions_say_yes_and_no_alike() -> None:
+    """A "no" that the scene does not allow is asked anew, not left out: else most answers were yes."""
+    answers: Counter[str] = Counter()
+    for seed in range(2000):
+        first = ask(default_rng(seed), "count_all")
+        answers.update(asked.answer for asked in ask_further(default_rng(seed), first.scene, 1, ["exists"]))
+    assert answers.total() > 1950  # a few scenes allow none in all tries
+    assert abs(answers["yes"] - answers["no"]) < 224  # five standard deviations of 2,000 throws of a coin
+
+
+def test_further_questions_of_an_unknown_category_are_refused() -> None:
+    first = ask(default_rng(0), "count_all")
+    with pytest.raises(ValueError, match="category 'cats' is unknown"):
+        ask_further(default_rng(0), first.scene, 0, ["cats"])
+
+
 @settings(max_examples=60)
 @given(SEEDS, CATEGORIES, st.sampled_from([False, True]))
 def test_the_worlds_answer_is_right_and_others_are_wrong(seed: int, category: str, held_out: bool) -> None:

@@ -13,6 +13,8 @@ from numpy.random import default_rng
 
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.sampling import CATEGORIES, NAMING
+from janus.training.worlds.shapes.scene import RELATIONS
+from janus.training.worlds.shapes.stream import MOST_TURNS
 
 SEEDS = st.integers(0, 2**32 - 1)
 
@@ -141,5 +143,17 @@ def test_a_description_of_a_conversation_ends_it() -> None:
         shared += len(answers) > 1 and bool(told)
     assert shared > 20
     for seed in range(20):
-        (turn,) = shapes.conversation(default_rng(seed), category="describe").turns
+        (turn,) = shapes.conversation(default_rng(seed), categories=("describe",)).turns
         assert " " in turn[1]
+
+
+def test_a_conversation_of_some_categories_keeps_to_them() -> None:
+    conversations = [
+        shapes.conversation(default_rng(seed), categories=("exists", "where")).turns for seed in range(100)
+    ]
+    answers = {answer for turns in conversations for _, answer in turns}
+    assert answers == {"yes", "no", *RELATIONS}
+    assert all(1 <= len(turns) <= MOST_TURNS for turns in conversations)
+    assert sum(map(len, conversations)) > 400  # with all categories, 4.2 turns a picture
+    with pytest.raises(ValueError, match="category 'cats' is unknown"):
+        shapes.conversation(default_rng(0), categories=("cats",))
