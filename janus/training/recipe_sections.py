@@ -82,8 +82,9 @@ class Source(Section):
     One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with *
     is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
     of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; of some of its
-    `categories`, all alike if none are named; drawings with objects on its grid or at other `places` too, on
-    the lattice). Among the sources of one task, examples are drawn in proportion to `weight`.
+    `categories`, all alike if none are named, and many questions about each picture if some are; drawings
+    with objects on its grid or at other `places` too, on the lattice). Among the sources of one task,
+    examples are drawn in proportion to `weight`.
     """
 
     task: Kind

@@ -154,6 +154,6 @@ def test_a_conversation_of_some_categories_keeps_to_them() -> None:
     answers = {answer for turns in conversations for _, answer in turns}
     assert answers == {"yes", "no", *RELATIONS}
     assert all(1 <= len(turns) <= MOST_TURNS for turns in conversations)
-    assert sum(map(len, conversations)) > 400  # with all categories, 4.2 turns a picture
+    assert sum(map(len, conversations)) > 400  # with all categories, 3.6 turns a picture
     with pytest.raises(ValueError, match="category 'cats' is unknown"):
         shapes.conversation(default_rng(0), categories=("cats",))
