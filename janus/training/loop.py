@@ -22,6 +22,7 @@ from janus.training.objectives import Sums, count, figures, total
 from janus.training.parallel import Ranks, clip, computing, exchanging, ranks
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
+from janus.training.reinforce import attempt
 from janus.training.run import (
     Run,
     begin,
@@ -86,12 +87,20 @@ def train_janus(
     with closing(batches), closing(log) if log else nullcontext():
         while run.step < recipe.steps:
             turns = [next(batches) for _ in range(recipe.accumulate)]
-            words, codes, tokens, places, flop = place.summed(holds(turns, costs).to(place.device)).tolist()
+            tried = None if recipe.reinforce is None else attempt(run, recipe.reinforce)
+            held = holds(turns, costs)
+            if tried is not None:
+                held[2:] += holds(tried.batches, costs)[2:]  # their labels count apart
+            words, codes, tokens, places, flop = place.summed(held.to(place.device)).tolist()
 
             rate = recipe.optimizer.lr * factor(run.step, recipe.schedule, recipe.steps)
             losses = torch.zeros((), device=place.device)
             for batch in turns:
-                losses = losses + learn(run, batch, words + codes, exchange=batch is turns[-1])
+                last = batch is turns[-1] and tried is None
+                losses = losses + learn(run, batch, words + codes, exchange=last)
+            if tried is not None:
+                for batch in tried.batches:
+                    learn(run, batch, tried.labels, exchange=batch is tried.batches[-1])
             norm = clip(parameters, recipe.optimizer.clip)
             check_finite(norm, run.step, rate)
             set_rate(run.optimizer, rate)
@@ -102,6 +111,8 @@ def train_janus(
             run.step += 1
 
             found = figures(Sums(*place.summed(losses)), recipe.loss, words, codes)
+            if tried is not None:
+                found["drawn_right"] = tried.right
             if log:
                 more = {"rate": rate, "norm": norm, "padding": 1 - tokens / places}
                 log.step({**found, **more}, tokens=int(tokens), flop=int(flop))

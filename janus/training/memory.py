@@ -45,6 +45,7 @@ from janus.training.weigh import (
 from janus.weights.vae import empty_vae
 
 GIB = 1 << 30
+ATTEMPTED = 64  # tokens of a prompt to be reinforced, as long as captions are
 
 
 @dataclass(frozen=True)
@@ -157,6 +158,8 @@ def foretell(
         else:
             assert vae is not None
             by_row["latents"] = weigh_encoding(vae, pictures, config.picture_size, device=device)
+    if recipe.reinforce is not None and isinstance(config, JanusConfig):  # over as well
+        by_row["attempts"] = attempts_memory(config, recipe, ranks)
     return Memory(
         parts=parts,
         **state,
@@ -205,8 +208,19 @@ def _foretell_autoencoder(config: VQConfig | VAEConfig, recipe: Recipe, pictures
     )
 
 
+def attempts_memory(config: JanusConfig, recipe: Recipe, ranks: int) -> int:
+    """Bytes of the caches that a process draws its attempts with, for prompts of ATTEMPTED tokens."""
+    assert recipe.reinforce is not None
+    drawn = -(-recipe.reinforce.prompts // ranks) * recipe.reinforce.pictures
+    language = config.language
+    position = 2 * language.layers * language.kv_heads * language.head_width
+    return drawn * (ATTEMPTED + config.picture_tokens) * position * DTYPES[recipe.precision].itemsize
+
+
 def _kinds(recipe: Recipe) -> list[Kind]:
     given = {source.task for source in recipe.data.sources}
+    if recipe.reinforce is not None:
+        given.add("drawing")
     return [kind for kind in KINDS if kind in given]
 
 

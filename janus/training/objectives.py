@@ -62,13 +62,19 @@ def sums(model: Janus, batch: Batch) -> Sums:
     words = batch.labels != IGNORE
     return Sums(
         text=cross_entropy(model.text_logits(hidden[words]), batch.labels[words]),
-        picture=cross_entropy(model.image_logits(hidden[batch.code_labels_mask]), batch.codes.flatten()),
+        picture=cross_entropy(
+            model.image_logits(hidden[batch.code_labels_mask]),
+            batch.codes.flatten(),
+            None if batch.weights is None else batch.weights.repeat_interleave(batch.codes.shape[1]),
+        ),
     )
 
 
-def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """(W or C, V) and (W or C,) -> their sum, of none of them zero."""
-    return F.cross_entropy(logits.float(), labels, reduction="sum")
+def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:
+    """(W or C, V), (W or C,) and, if any, weights (W or C,) -> their sum, of none of them zero."""
+    if weights is None:
+        return F.cross_entropy(logits.float(), labels, reduction="sum")
+    return F.cross_entropy(logits.float(), labels, reduction="none") @ weights
 
 
 def total(losses: Sums, weights: LossWeights, labels: float) -> Tensor:

@@ -9,7 +9,17 @@ from typing import Any
 from janus.training.log import FILE, read_log
 
 # What is looked at first; whatever else was logged follows, by name.
-FIRST = ("loss", "text_loss", "picture_loss", "rate", "norm", "tokens_per_second", "share_of_peak", "memory")
+FIRST = (
+    "loss",
+    "text_loss",
+    "picture_loss",
+    "drawn_right",
+    "rate",
+    "norm",
+    "tokens_per_second",
+    "share_of_peak",
+    "memory",
+)
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
 COLUMNS = 3

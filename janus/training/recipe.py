@@ -16,7 +16,7 @@ from janus.models.vae import VAEConfig
 from janus.training.architecture import render_architecture
 from janus.training.parts import FLOW_PARTS, PARTS, VAE_PARTS, VQ_PARTS, check_parts
 from janus.training.recipe_fields import NONE, RecipeError, Section, number, show
-from janus.training.recipe_learning import FlowLearning, VAELearning, VQLearning
+from janus.training.recipe_learning import FlowLearning, Reinforcement, VAELearning, VQLearning
 from janus.training.recipe_sections import (
     Checkpoints,
     Data,
@@ -45,10 +45,11 @@ class Recipe(Section):
     `task`: "janus" trains on a mixture of tasks at a ratio; "sft" fine-tunes a whole checkpoint, on a ratio
     or else on sources by their weights; "vq" trains the picture tokenizer, with the settings `vq`, and "vae"
     the autoencoder of JanusFlow's latents, with those of `vae`. The `model` says what the weights begin as,
-    and which family they are of: a JanusFlow learns to draw with the settings `flow`. `train` names the parts
-    that learn (`janus.training.parts`), beside those that get adapters by `lora`. `data` are read for so many
-    `steps`, each of a `batch` of rows (packed ones; documents without packing; pictures for "vq" and "vae")
-    over all processes (`parallel`), which take theirs in `accumulate` turns.
+    and which family they are of: a JanusFlow learns to draw with the settings `flow`, and a Janus with those
+    of `reinforce` from what it draws itself. `train` names the parts that learn (`janus.training.parts`),
+    beside those that get adapters by `lora`. `data` are read for so many `steps`, each of a `batch` of rows
+    (packed ones; documents without packing; pictures for "vq" and "vae") over all processes (`parallel`),
+    which take theirs in `accumulate` turns.
 
     `optimizer`, `schedule` and the weights in `loss` say how it learns. `precision`: "autocast" keeps the
     weights in float32 and computes in bfloat16, "bfloat16" keeps them in it too; sums over processes are
@@ -76,6 +77,7 @@ class Recipe(Section):
     vq: VQLearning | None = None
     vae: VAELearning | None = None
     flow: FlowLearning | None = None
+    reinforce: Reinforcement | None = None
     lora: LoRA | None = None
     log: Log = field(default_factory=Log)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
@@ -147,6 +149,7 @@ class Recipe(Section):
             ("optimizer", "kind"): self.optimizer.kind == "muon",
             ("lora",): self.lora is not None,
             ("flow",): self.flow is not None,
+            ("reinforce",): self.reinforce is not None,
             (other,): getattr(self, other) is not None,
             ("loss",): self.loss != LossWeights(),
             ("evaluate",): self.evaluate is not None,
@@ -211,6 +214,9 @@ class Recipe(Section):
         if self.lora is not None and self.parallel.kind == "fsdp":
             text = 'is "fsdp", which would split weights that stand still: adapters train with "ddp"'
             raise RecipeError(("parallel", "kind"), text)
+        if self.reinforce is not None and self.parallel.kind == "fsdp":
+            text = 'is "fsdp", and to reinforce, each process draws with the whole model: give "ddp"'
+            raise RecipeError(("parallel", "kind"), text)
         if self.optimizer.kind == "muon" and self.parallel.kind == "fsdp":
             text = 'is "muon", which wants matrices whole, and "fsdp" splits them: give "adamw", or "ddp"'
             raise RecipeError(("optimizer", "kind"), text)
@@ -227,6 +233,7 @@ class Recipe(Section):
                 ("model", "vq"): self.model.vq is not None,
                 ("model", "code_embedding"): self.model.code_embedding != "random",
                 ("defaults", "temperatures"): bool(self.defaults and self.defaults.temperatures),
+                ("reinforce",): self.reinforce is not None,
             }
             if flow
             else {

@@ -1,10 +1,12 @@
-"""The sections of a recipe that say how pictures are learned: by a tokenizer, an autoencoder, a flow."""
+"""The sections of a recipe that say how pictures are learned: by an autoencoder, a flow, a judge."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
-from janus.training.recipe_fields import RecipeError, Section, number
+from janus.training.recipe_fields import RecipeError, Section, number, show, unknown
+from janus.training.worlds.shapes.sampling import CATEGORIES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,3 +85,24 @@ class FlowLearning(Section):
     time_mean: float = number(0.0)
     time_deviation: float = number(1.0, above=0)
     aligned_after: int = number(6, least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reinforcement(Section):
+    """How a Janus learns from its own drawings beside the data: `janus.training.reinforce`.
+
+    In every step it draws so many `pictures` of each of so many `prompts` of a `world`, of its `categories`
+    (all if none are named) and training's combinations, and the world's verifier judges them. `weight` is
+    what a code of these pictures counts, as `loss.picture` is of the data's.
+    """
+
+    world: Literal["shapes"]
+    categories: tuple[str, ...] = ()
+    prompts: int = number(16, least=1)
+    pictures: int = number(8, least=2)
+    weight: float = number(1.0, above=0)
+
+    def check(self) -> None:
+        for place, category in enumerate(self.categories):
+            if category not in CATEGORIES:
+                raise RecipeError(("categories", place), f"{show(category)} {unknown(category, CATEGORIES)}")

@@ -38,6 +38,7 @@ from janus.training.parallel import Ranks, gathered, is_split, parallelize
 from janus.training.parts import AnyModel, at_rest, freeze, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_learning import FlowLearning
+from janus.training.reinforce import check_attempts
 from janus.training.start import (
     blank,
     describe,
@@ -93,6 +94,7 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     Raises ValueError, among all that reading raises, where it is of another recipe.
     """
     check_pictures(recipe)
+    check_attempts(recipe, place)
     torch.manual_seed((recipe.seed + place.rank) % 2**63)  # of what drops out numbers
     found = find_checkpoint(recipe, folder, place)
     if found is None:

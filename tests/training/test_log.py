@@ -327,6 +327,8 @@ def test_a_line_says_what_there_is() -> None:
     assert progress_line(20, 100, both, 7200) == (
         "step  20/100  loss 3.142 (text 1.5, picture 9.7)  12.3k tokens/s  0.0 GiB  2 h 00 min left"
     )
+    judged = {"loss": 1.0, "drawn_right": 0.426, "rate": 1e-3, **least}
+    assert progress_line(1, 9, judged, 1).startswith("step 1/9  loss 1  43 % drawn right  rate 1.00e-03  ")
     assert "1.23M tokens/s" in progress_line(1, 9, {**least, "tokens_per_second": 1_234_567}, 1)
 
 

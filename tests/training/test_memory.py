@@ -6,9 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import Tensor
 
 from janus.config import PRESETS, JanusConfig
+from janus.inference.cache import StaticCache
 from janus.models.janus import Janus
 from janus.training.data.packing import Batch
 from janus.training.longest import Row, longest_row
@@ -143,6 +145,21 @@ def test_the_worst_rows_decide(config: JanusConfig) -> None:
     }
     assert memory.by_row == {**expected, "tokenizing": weigh_tokenizing(config, given, 2)}
     assert memory.step == max(memory.by_row.values())
+
+
+def test_attempts_take_their_caches(config: JanusConfig) -> None:
+    judged = recipe(reinforce={"world": "shapes", "prompts": 5, "pictures": 4})
+    memory = foretell(config, judged, ranks=2)
+    # Three of the five prompts are a process's at most; captions have up to 64 tokens.
+    cache = StaticCache(
+        config.language,
+        3 * 4,
+        64 + config.picture_tokens,
+        device=torch.device("cpu"),
+        dtype=torch.float32,
+    )
+    assert memory.by_row["attempts"] == cache.keys.nbytes + cache.values.nbytes
+    assert memory.by_row["drawing"] == foretell(config, recipe("drawing"), ranks=2).by_row["drawing"]
 
 
 def test_rows_of_a_process(config: JanusConfig) -> None:

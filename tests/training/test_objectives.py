@@ -1,6 +1,7 @@
 """The losses of a batch against what is computed by hand, document by document and token by token."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -75,6 +76,20 @@ def test_weights_and_the_count_of_labels_are_the_denominator_alone(learner: Janu
     found = sums(learner, batch)
     loss = total(found, LossWeights(text=2.0, picture=0.5), 7)
     assert float(loss) == pytest.approx((2 * float(found.text) + 0.5 * float(found.picture)) / 7, rel=1e-6)
+
+
+@torch.no_grad()
+def test_pictures_count_what_their_weights_say(learner: Janus, examples: list[Example], batch: Batch) -> None:
+    drawn = [example for example in examples if example.task == "drawing"]
+    alone = [by_hand(learner, example)[1] for example in drawn]
+    numbers = {tuple(example.codes[0].tolist()): number for number, example in enumerate(drawn)}
+    order = [numbers[tuple(codes.tolist())] for codes in batch.codes]
+    weights = torch.tensor([2.0, -0.5])
+    found = sums(learner, replace(batch, weights=weights[order]))
+    assert float(found.picture) == pytest.approx(2 * alone[0] - 0.5 * alone[1], rel=1e-5)
+    assert torch.equal(found.text, sums(learner, batch).text)
+    every = sums(learner, replace(batch, weights=torch.ones(2))).picture
+    assert float(every) == pytest.approx(float(sums(learner, batch).picture), rel=1e-6)
 
 
 def test_codes_never_touch_the_text_table(learner: Janus, make: Make, reads: Processor) -> None:

@@ -185,6 +185,31 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "train.0",
         'no loss of task = "janus" reaches "vq": train it by its',
     ),
+    "judged-category": (
+        changed(JANUS, reinforce={"world": "shapes", "categories": ["counting", "colour"]}),
+        "reinforce.categories.1",
+        '"colour" is unknown: did you mean colors?',
+    ),
+    "judged-alone": (
+        changed(JANUS, reinforce={"world": "shapes", "pictures": 1}),
+        "reinforce.pictures",
+        "1 is not a whole number of at least 2",
+    ),
+    "judged-split": (
+        changed(JANUS, reinforce={"world": "shapes"}, parallel={"kind": "fsdp"}),
+        "parallel.kind",
+        'is "fsdp", and to reinforce, each process draws with the whole model: give "ddp"',
+    ),
+    "judged-vq": (
+        changed(VQ, reinforce={"world": "shapes"}),
+        "reinforce",
+        'says nothing to task = "vq": take it out',
+    ),
+    "judged-flow": (
+        changed(FLOW, reinforce={"world": "shapes"}),
+        "reinforce",
+        "says nothing to a JanusFlow: take it out",
+    ),
     "accumulate": (
         changed(JANUS, accumulate=3),
         "batch",
@@ -652,10 +677,11 @@ def recipes(draw: st.DrawFn) -> Recipe:
         "compile": draw(st.booleans()),
         "defaults": {"guidances": [draw(st.floats(0, 9)), 1.0], "temperatures": [draw(shares)]},
         "loss": {"text": draw(shares), "picture": 1},
+        "reinforce": {"world": "shapes", "categories": ["full"], "prompts": draw(wholes)},
     }
     chosen = draw(st.sets(st.sampled_from(sorted(optional))))
-    if "lora" in chosen:
-        chosen -= {"parallel"}  # which splits weights that stand still
+    if chosen & {"lora", "reinforce"}:
+        chosen -= {"parallel"}  # which splits weights that stand still, and those to draw with
     start = {"checkpoint": draw(texts)}
     if draw(st.booleans()):
         small = {"preset": "Janus-Pro-7B", "language": {"layers": draw(st.integers(1, 100))}}

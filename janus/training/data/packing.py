@@ -28,7 +28,8 @@ class Batch:
     PENDING where the next of the `targets` (M', 3, h, w) is still to be tokenised. In a flow, all of them;
     latents (M, c, h', w') are then those of the targets, once they are known, and seeds (M,) the examples'.
     document (B, L): documents of a row are numbered from 1, and padding is 0: a position sees those of its
-    own number. positions (B, L) begin at 0 in every document. tasks: of the documents of each row.
+    own number. positions (B, L) begin at 0 in every document. tasks: of the documents of each row. weights
+    (M,): what the loss of each drawn picture counts; all 1 without.
     """
 
     ids: Tensor
@@ -44,6 +45,7 @@ class Batch:
     seeds: Tensor
     tasks: tuple[tuple[Task, ...], ...]
     latents: Tensor | None = None
+    weights: Tensor | None = None
 
     def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Batch:
         """The batch on another device."""
