@@ -159,6 +159,6 @@ COMMANDS = {
         _eval,
         _eval_options,
         "Score a model: pictures reconstructed, drawn and asked about, judged exactly.",
-        "janus eval shapes --samples 200 --json scores.json -m ./runs/shapes-stage3",
+        "janus eval shapes --samples 200 --json scores.json -m ./runs/shapes-stage5",
     ),
 }
