@@ -13,7 +13,6 @@ from janus.training.worlds.shapes.draws import chance, pick, whole
 from janus.training.worlds.shapes.held_out import (
     HELD_OUT_KINDS,
     Reason,
-    held_out_reason,
     is_held_out_pair,
 )
 from janus.training.worlds.shapes.sampling import (
@@ -120,29 +119,29 @@ def ask(rng: Generator, category: str, *, held_out: HeldOut = False, color: str 
     return Asked(scene, vary_case(rng, question), answer, category, about, source.wanted)
 
 
-def ask_further(rng: Generator, scene: Scene, count: int, categories: Sequence[str] = ()) -> list[Asked]:
-    """Up to `count` questions about a scene; fewer where it suits fewer.
+def ask_further(rng: Generator, first: Asked, count: int, categories: Sequence[str] = ()) -> list[Asked]:
+    """Up to `count` questions about the scene of a first one; fewer where it suits fewer.
 
-    Each is of a category of its own or, if some are given, of one of these and about something of its own.
-    As in `ask`, they name no kind that is held out unless the scene has it. ValueError for an unknown
-    category.
+    Each is of a category of its own or, if some are given, of one of these; none is like another, or the
+    first, in its category and what it is about. As in `ask`, they name no kind that is held out unless the
+    scene has it. ValueError for an unknown category.
     """
     for category in categories:
         require_category(category, QUESTION_CATEGORIES)
-    reason = held_out_reason([item.kind for item in scene])
+    scene, reason = first.scene, first.held_out
     source = _Source(rng, reason, None)
     if categories:
         chosen = [pick(rng, categories) for _ in range(count)]
     else:
         chosen = [QUESTION_CATEGORIES[number] for number in rng.permutation(len(QUESTION_CATEGORIES))[:count]]
-    found: dict[tuple[str, tuple[Thing, ...]], Asked] = {}
+    found = {(first.category, first.about): first}
     for category in chosen:
         written = _FURTHER[category](source, scene)
         if written is not None:
             _, question, answer, about = written
             asked = Asked(scene, vary_case(rng, question), answer, category, about, reason)
             found.setdefault((category, about), asked)
-    return list(found.values())
+    return list(found.values())[1:]
 
 
 @dataclass(frozen=True)

@@ -106,11 +106,7 @@ def conversation(
     further: list[Asked] = []
     if first.category != "describe":
         count = MOST_TURNS - 1 if categories else whole(rng, 0, MOST_TURNS - 1)
-        further = [
-            asked
-            for asked in ask_further(rng, first.scene, count, categories)
-            if not categories or (asked.category, asked.about) != (first.category, first.about)
-        ]
+        further = ask_further(rng, first, count, categories)
     asked = [first, *sorted(further, key=lambda each: each.category == "describe")]
     return Conversation(render(first.scene, side), tuple((each.question, each.answer) for each in asked))
 
