@@ -108,10 +108,15 @@ def open_described(
         raise ValueError(
             f"the world of shapes needs pictures of {LEAST_SIDE} pixels, and the model's have {side}"
         )
-    options: dict[str, Any] = {"side": side, "color": source.color, "categories": source.categories}
+    options: dict[str, Any] = {
+        "side": side,
+        "color": source.color,
+        "categories": source.categories,
+        "places": source.places,
+    }
     make: Callable[..., Mapping[str, Any]] = partial(_shapes_conversation, **options)
     if source.task == "drawing":
-        make = partial(_shapes_drawing, **options, places=source.places)
+        make = partial(_shapes_drawing, **options)
     places = None if source.places == "grid" else source.places
     described = ", ".join(filter(None, (source.task, *source.categories, source.color, places)))
     return World(make, f"shapes ({described})")
@@ -131,9 +136,14 @@ def _shapes_drawing(
 
 
 def _shapes_conversation(
-    random: np.random.Generator, *, side: int, color: str | None, categories: Sequence[str]
+    random: np.random.Generator,
+    *,
+    side: int,
+    color: str | None,
+    categories: Sequence[str],
+    places: shapes.Places,
 ) -> Mapping[str, Any]:
-    spoken = shapes.conversation(random, categories=categories, side=side, color=color)
+    spoken = shapes.conversation(random, categories=categories, color=color, places=places, side=side)
     return _conversation(spoken.turns, spoken.picture)
 
 

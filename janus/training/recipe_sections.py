@@ -82,9 +82,9 @@ class Source(Section):
     One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with *
     is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
     of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; of some of its
-    `categories`, all alike if none are named, and many questions about each picture if some are; drawings
-    with objects on its grid or at other `places` too, on the lattice). Among the sources of one task,
-    examples are drawn in proportion to `weight`.
+    `categories`, all alike if none are named, and many questions about each picture if some are; with
+    objects on its grid or at other `places`, on the finer lattice or anywhere). Among the sources of one
+    task, examples are drawn in proportion to `weight`.
     """
 
     task: Kind
@@ -95,7 +95,7 @@ class Source(Section):
     world: Literal["shapes"] | None = None
     color: str | None = None
     categories: tuple[str, ...] = ()
-    places: Literal["grid", "lattice"] = "grid"
+    places: Literal["grid", "lattice", "anywhere"] = "grid"
     weight: float = number(1.0, above=0)
 
     def check(self) -> None:
@@ -115,8 +115,8 @@ class Source(Section):
                     ("color",), f"{show(self.color)} {unknown(self.color, COLORS + NEW_COLORS)}"
                 )
         self._check_categories()
-        if self.places != "grid" and (self.world is None or self.task != "drawing"):
-            text = f"{show(self.places)} is of drawings of a world: give a world, or leave it out"
+        if self.places != "grid" and (self.world is None or self.task == "text"):
+            text = f"{show(self.places)} is of pictures of a world: give a world, or leave it out"
             raise RecipeError(("places",), text)
         if self.dataset is None and self.columns is not None:
             raise RecipeError(("columns",), "are of a dataset: give one, or leave them out")

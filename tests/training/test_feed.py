@@ -105,6 +105,11 @@ def test_a_world_off_the_grid() -> None:
     assert isinstance(row, Drawing)
     assert (row.prompt, row.picture.tolist()) == (wanted.caption, wanted.picture.tolist())
     assert source.name == "shapes (drawing, lattice)"
+    seen = open_described(Source(task="understanding", world="shapes", places="anywhere"), side=64)
+    asked, spoken = seen.row(0, 5), shapes.conversation(np.random.default_rng(5), places="anywhere")
+    assert isinstance(asked, Conversation)
+    assert asked.messages[0]["content"][0]["image"].tolist() == spoken.picture.tolist()
+    assert asked.messages[-1]["content"] == spoken.turns[-1][1]
 
 
 def test_worlds_of_three_tasks_are_three_sources() -> None:

@@ -384,10 +384,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "data.sources.0.categories",
         "are of pictures of a world: give a world, or leave them out",
     ),
-    "places-of-understanding": (
-        changed(JANUS, data__sources=[{"task": "understanding", "world": "shapes", "places": "lattice"}]),
+    "places-of-text": (
+        changed(JANUS, data__sources=[{"task": "text", "world": "shapes", "places": "lattice"}]),
         "data.sources.0.places",
-        '"lattice" is of drawings of a world: give a world, or leave it out',
+        '"lattice" is of pictures of a world: give a world, or leave it out',
     ),
     "evaluate": (
         changed(JANUS, evaluate={"evaluator": "loss"}),

@@ -18,6 +18,7 @@ from janus.training.worlds.shapes.held_out import (
 from janus.training.worlds.shapes.sampling import (
     MOST,
     HeldOut,
+    Places,
     any_kind,
     choose_reason,
     draw_kinds,
@@ -106,7 +107,14 @@ class Asked:
     held_out: Reason | None
 
 
-def ask(rng: Generator, category: str, *, held_out: HeldOut = False, color: str | None = None) -> Asked:
+def ask(
+    rng: Generator,
+    category: str,
+    *,
+    held_out: HeldOut = False,
+    color: str | None = None,
+    places: Places = "grid",
+) -> Asked:
     """A question of a category about a new scene, which is held out or not as in `sample`.
 
     What is not held out does not name a kind that is. The questions of held-out scenes are about the objects
@@ -114,7 +122,7 @@ def ask(rng: Generator, category: str, *, held_out: HeldOut = False, color: str 
     one object of the scene has it. ValueError for an unknown category or reason.
     """
     require_category(category, tuple(_WRITERS))
-    source = _Source(rng, choose_reason(rng, held_out), color)
+    source = _Source(rng, choose_reason(rng, held_out), color, places)
     scene, question, answer, about = _WRITERS[category](source)
     return Asked(scene, vary_case(rng, question), answer, category, about, source.wanted)
 
@@ -129,7 +137,7 @@ def ask_further(rng: Generator, first: Asked, count: int, categories: Sequence[s
     for category in categories:
         require_category(category, QUESTION_CATEGORIES)
     scene, reason = first.scene, first.held_out
-    source = _Source(rng, reason, None)
+    source = _Source(rng, reason)
     if categories:
         chosen = [pick(rng, categories) for _ in range(count)]
     else:
@@ -150,13 +158,14 @@ class _Source:
 
     rng: Generator
     wanted: Reason | None
-    color: str | None
+    color: str | None = None
+    places: Places = "grid"
 
     def count(self, least: int = 1) -> int:
         return whole(self.rng, max(least, 2 if self.wanted == "pair" else 1), MOST)
 
     def scene(self, propose: Callable[[], list[Kind]]) -> Scene:
-        return place(self.rng, draw_kinds(propose, self.wanted))
+        return place(self.rng, draw_kinds(propose, self.wanted), places=self.places)
 
     def mixed(self, count: int) -> Scene:
         """Objects of any kinds, some of them alike."""

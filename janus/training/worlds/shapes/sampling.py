@@ -44,10 +44,10 @@ NAMING: dict[Reason, tuple[str, ...]] = {
 MOST = 4  # objects in a picture
 NAME_SIZE = 0.15
 # Lattice steps to a side of the squares that cells are made of.
-SQUARES = {"grid": 2, "lattice": 1}
+SQUARES = {"grid": 2, "lattice": 1, "anywhere": 0.25}
 
 HeldOut = bool | Reason
-Places = Literal["grid", "lattice"]
+Places = Literal["grid", "lattice", "anywhere"]
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,8 @@ def place(rng: Generator, kinds: Sequence[Kind], *, related: bool = False, place
 
     On the "grid" their cells are made of squares of 8 x 8: where a model has a code for each square, a code
     shows one of few things. On the "lattice", of 16 x 16, most places are between: a tokenizer that learns
-    there cannot know objects by heart, and puts together those that it has not seen.
+    there cannot know objects by heart, and puts together those that it has not seen. "anywhere", of 64 x 64,
+    does that to whoever looks at pictures patch by patch.
     """
     square = SQUARES[places]
     while True:
@@ -136,7 +137,7 @@ def place(rng: Generator, kinds: Sequence[Kind], *, related: bool = False, place
         for (color, shape), size in zip(kinds, sizes, strict=True):
             room = SIZES[size]
             for _ in range(20):
-                x, y = (room + square * whole(rng, 0, (LATTICE - 2 * room) // square) for _ in range(2))
+                x, y = (room + square * whole(rng, 0, int((LATTICE - 2 * room) / square)) for _ in range(2))
                 if all(max(abs(x - o.x), abs(y - o.y)) >= room + SIZES[o.size] for o in scene):
                     scene.append(Object(shape, color, size, x, y))
                     break

@@ -94,7 +94,12 @@ def question(
 
 
 def conversation(
-    rng: Generator, *, categories: Sequence[str] = (), color: str | None = None, side: int = SIDE
+    rng: Generator,
+    *,
+    categories: Sequence[str] = (),
+    color: str | None = None,
+    places: Places = "grid",
+    side: int = SIDE,
 ) -> Conversation:
     """A picture for training and up to MOST_TURNS questions about it, the first as `question` asks it.
 
@@ -102,7 +107,7 @@ def conversation(
     four times as many tokens as a question: several share it. A description answers all others, and whoever
     has read it need not look: it comes last, or by itself.
     """
-    first = ask(rng, pick(rng, categories or QUESTION_CATEGORIES), color=color)
+    first = ask(rng, pick(rng, categories or QUESTION_CATEGORIES), color=color, places=places)
     further: list[Asked] = []
     if first.category != "describe":
         count = MOST_TURNS - 1 if categories else whole(rng, 0, MOST_TURNS - 1)
