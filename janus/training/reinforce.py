@@ -6,7 +6,7 @@ GRPO (Shao et al., "DeepSeekMath", 2024) with one update for what is drawn, so t
 that it clips is 1, and without a reference model. Imitation teaches all pictures of a prompt and spends most
 of what it learns on where things happen to stand; this teaches what makes a picture wrong.
 
-P prompts of a step, K pictures of each, T codes of a picture, L positions of a row.
+P prompts of a step, K pictures of each.
 """
 
 from __future__ import annotations
