@@ -190,6 +190,13 @@ def unknown(key: object, known: tuple[str, ...]) -> str:
     return f"is unknown: did you mean {near[0]}?" if near else f"is unknown: there are {', '.join(known)}"
 
 
+def check_names(key: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
+    """RecipeError, with its place in the list `key`, for the first name that is none of those known."""
+    for place, name in enumerate(names):
+        if name not in known:
+            raise RecipeError((key, place), f"{show(name)} {unknown(name, known)}")
+
+
 def homes(cls: Any, key: object, path: tuple[str, ...] = ()) -> list[str]:
     """Where in a section and those inside it there is a field called `key`, as an override names it."""
     found = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from janus.training.recipe_fields import RecipeError, Section, number, show, unknown
+from janus.training.recipe_fields import RecipeError, Section, check_names, number
 from janus.training.worlds.shapes.sampling import CATEGORIES
 
 
@@ -103,6 +103,4 @@ class Reinforcement(Section):
     weight: float = number(1.0, above=0)
 
     def check(self) -> None:
-        for place, category in enumerate(self.categories):
-            if category not in CATEGORIES:
-                raise RecipeError(("categories", place), f"{show(category)} {unknown(category, CATEGORIES)}")
+        check_names("categories", self.categories, CATEGORIES)

@@ -11,7 +11,7 @@ from typing import Literal
 from janus.config import JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
 from janus.training.architecture import parse_architecture
-from janus.training.recipe_fields import RecipeError, Section, number, show, unknown
+from janus.training.recipe_fields import RecipeError, Section, check_names, number, show, unknown
 from janus.training.worlds.shapes.questions import QUESTION_CATEGORIES
 from janus.training.worlds.shapes.sampling import CATEGORIES
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
@@ -126,9 +126,7 @@ class Source(Section):
             text = "are of pictures of a world: give a world, or leave them out"
             raise RecipeError(("categories",), text)
         known = CATEGORIES if self.task == "drawing" else QUESTION_CATEGORIES
-        for place, category in enumerate(self.categories):
-            if category not in known:
-                raise RecipeError(("categories", place), f"{show(category)} {unknown(category, known)}")
+        check_names("categories", self.categories, known)
 
 
 @dataclass(frozen=True, kw_only=True)
