@@ -18,6 +18,7 @@ from janus.training.parts import FLOW_PARTS, PARTS, VAE_PARTS, VQ_PARTS, check_p
 from janus.training.recipe_fields import NONE, RecipeError, Section, number, show
 from janus.training.recipe_learning import FlowLearning, Reinforcement, VAELearning, VQLearning
 from janus.training.recipe_sections import (
+    BACKBONE,
     Checkpoints,
     Data,
     Defaults,
@@ -158,7 +159,7 @@ class Recipe(Section):
         for key, given in own.items():
             if given:
                 raise RecipeError(key, f"says nothing to {task}: take it out")
-        for name in ("vision", "language", "processor", "world", other):
+        for name in (*BACKBONE, "backbone", "processor", "world", other):
             if getattr(self.model, name) is not None:
                 raise RecipeError(("model", name), f"says nothing to {task}: take it out")
         if self.model.vq is not None and self.model.checkpoint is not None:

@@ -18,6 +18,7 @@ from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
 
 Kind = Literal["understanding", "text", "drawing"]
 KINDS: tuple[Kind, ...] = ("understanding", "text", "drawing")
+BACKBONE = ("vision", "language")  # what a model of the family sees and speaks with
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +28,8 @@ class Start(Section):
     Either `checkpoint`, the folder or hub id of a whole model; or an `architecture`, the name of a preset or
     a table of sizes (`janus.training.architecture`), whose weights are random but for the parts that are
     given: `vision`, the name of a SigLIP of timm, `language`, a folder or hub id of Llama's safetensors,
-    `vq`, a folder of this library. (A `vq` may take the place of a checkpoint's, too.) `vae` is the folder or
+    or for both a `backbone`, a folder or hub id of a Janus or JanusFlow that has them; `vq`, a folder of this
+    library. (A `vq` may take the place of a checkpoint's, too.) `vae` is the folder or
     hub id of the autoencoder that a JanusFlow's pictures go through; left out, that in the checkpoint's own
     folder `vae`, else the released one. It does not learn. `processor` is the folder or hub id of the
     tokenizer's and processor's files, the checkpoint's own if left out; in its place there can be a `world`,
@@ -44,12 +46,13 @@ class Start(Section):
     world: Literal["shapes"] | None = None
     vision: str | None = None
     language: str | None = None
+    backbone: str | None = None
     vq: str | None = None
     vae: str | None = None
     code_embedding: Literal["random", "codebook"] = "random"
 
     def check(self) -> None:
-        given = [name for name in ("world", "vision", "language") if getattr(self, name) is not None]
+        given = [name for name in (*BACKBONE, "world", "backbone") if getattr(self, name) is not None]
         if self.checkpoint is None and self.architecture is None:
             raise RecipeError(("checkpoint",), "is missing: give a folder or hub id, or an architecture")
         if self.checkpoint is not None:
@@ -58,6 +61,10 @@ class Start(Section):
             if given:
                 text = f"contradicts checkpoint = {show(self.checkpoint)}, which holds it: leave one out"
                 raise RecipeError((given[-1],), text)
+        for name in BACKBONE:
+            if self.backbone is not None and getattr(self, name) is not None:
+                text = f"contradicts backbone = {show(self.backbone)}, which holds it: leave one out"
+                raise RecipeError((name,), text)
         if self.world is not None and self.processor is not None:
             text = f"contradicts processor = {show(self.processor)}: the tokenizer is of one of them"
             raise RecipeError(("world",), text)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -29,7 +30,7 @@ from janus.processing.processor import Processor
 from janus.training.architecture import Architecture, parse_architecture
 from janus.training.parts import AnyModel, start_from_codebook
 from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Start
+from janus.training.recipe_sections import BACKBONE, Start
 from janus.training.vq_files import is_vq, load_vq, read_vq_config
 from janus.training.weigh import DTYPES
 from janus.training.worlds.shapes.processor import write_processor
@@ -91,13 +92,8 @@ def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> A
     start, dtype = recipe.model, DTYPES[recipe.precision]
     model: AnyModel
     if start.checkpoint is not None:
-        model = load(start.checkpoint, device=device, dtype=dtype)
+        model = _load_floats(start.checkpoint, device, dtype)
         recipe.check_kind(model.config)
-        if model.config.quantization is not None:
-            raise ValueError(
-                f"{start.checkpoint} is quantised to {model.config.quantization}, and only floats learn: "
-                "give the checkpoint that it was made from"
-            )
     else:
         config = start.architecture
         assert isinstance(config, AnyConfig)
@@ -111,6 +107,8 @@ def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> A
             fill_part(model, "vision", _timm(start.vision), stem)
         if start.language is not None:
             fill_part(model, "language", _language(start.language), LANGUAGE)
+        if start.backbone is not None:
+            take_backbone(model, start.backbone)
     if isinstance(model, Janus):
         if start.vq is not None:
             model.vq.load_state_dict(load_vq(start.vq, model.config.vq).state_dict())
@@ -118,6 +116,16 @@ def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> A
             start_from_codebook(model)
     model.to(device, dtype)
     model.files = processor.files
+    return model
+
+
+def _load_floats(path: str, device: torch.device, dtype: torch.dtype) -> AnyModel:
+    model = load(path, device=device, dtype=dtype)
+    if model.config.quantization is not None:
+        raise ValueError(
+            f"{path} is quantised to {model.config.quantization}, and only floats learn: "
+            "give the checkpoint that it was made from"
+        )
     return model
 
 
@@ -275,6 +283,25 @@ def fill_part(model: AnyModel, part: str, given: Mapping[str, Tensor], stem: str
     _refuse(part, "unexpected", left)
     for name, plan_source in plan.items():
         _fill(model, name, own[name], plan_source, given, stem)
+
+
+def take_backbone(model: AnyModel, path: str) -> None:
+    """Take, in place, the vision tower and the language model of the checkpoint `path`, of the same sizes.
+
+    What reads and draws pictures between them stays as it is. ValueError where sizes differ, naming them.
+    """
+    given = _load_floats(path, torch.device("cpu"), torch.float32)
+    for part in BACKBONE:
+        has, wants = getattr(given.config, part), getattr(model.config, part)
+        differ = [each.name for each in fields(wants) if getattr(has, each.name) != getattr(wants, each.name)]
+        if differ:
+            theirs, ours = (
+                ", ".join(f"{name} {getattr(config, name)}" for name in differ) for config in (has, wants)
+            )
+            raise ValueError(
+                f"{path} has a {part} of {theirs}, and the architecture wants {ours}: give its sizes"
+            )
+        getattr(model, part).load_state_dict(getattr(given, part).state_dict())
 
 
 def _fill(

@@ -247,6 +247,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         'contradicts checkpoint = "runs/before", which holds it: leave one out',
     ),
     "part-twice-given": (changed(JANUS, model__language="x"), "model.language", "contradicts checkpoint = "),
+    "backbone-and-checkpoint": (
+        changed(JANUS, model__backbone="x"),
+        "model.backbone",
+        'contradicts checkpoint = "runs/before"',
+    ),
+    "backbone-and-language": (
+        changed(JANUS, model={"architecture": "Janus-Pro-1B", "backbone": "x", "language": "y"}),
+        "model.language",
+        'contradicts backbone = "x", which holds it: leave one out',
+    ),
     "codes": (
         changed(JANUS, model__code_embedding="codebook"),
         "model.code_embedding",
@@ -445,6 +455,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "vq-section": (changed(JANUS, vq={}), "vq", 'is of task = "vq", not "janus": take it out'),
     "vq-lora": (changed(VQ, lora={}), "lora", 'says nothing to task = "vq": take it out'),
     "vq-loss": (changed(VQ, loss={"text": 2}), "loss", 'says nothing to task = "vq": take it out'),
+    "vq-backbone": (changed(VQ, model__backbone="x"), "model.backbone", 'says nothing to task = "vq"'),
     "vq-vision": (changed(VQ, model__vision="x"), "model.vision", 'says nothing to task = "vq": take it out'),
     "vq-ratio": (
         changed(VQ, data__ratio={"drawing": 1}),

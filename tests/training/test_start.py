@@ -190,6 +190,27 @@ def test_parts_of_a_flow_are_read_by_its_own_names(flow: JanusFlow, fresh_flow: 
             fill_part(fresh_flow, part, {**given, "extra": torch.zeros(1)}, stem)
 
 
+def test_a_flow_sees_and_speaks_with_what_a_janus_has_learned(
+    recipe: Recipe, flow: JanusFlow, flow_reads: Processor, model: Janus, checkpoint: str
+) -> None:
+    sizes = replace(flow.config, extra={}, vision=model.config.vision, language=model.config.language)
+    begun = replace(recipe, model=Start(architecture=sizes, processor=checkpoint, backbone=checkpoint))
+    alone = replace(recipe, model=Start(architecture=sizes, processor=checkpoint))
+    filled, random = (start_janus(each, flow_reads, CPU) for each in (begun, alone))
+    assert same(filled.vision, model.vision)
+    assert same(filled.language, model.language)
+    assert not same(random.language, model.language)
+    assert isinstance(filled, JanusFlow)
+    assert isinstance(random, JanusFlow)
+    assert same(filled.decoder, random.decoder)
+
+
+def test_a_backbone_of_other_sizes_is_refused(begin: Begin, config: JanusConfig, checkpoint: str) -> None:
+    sizes = replace(config, language=replace(config.language, vocabulary=400))
+    with pytest.raises(ValueError, match=r"has a language of vocabulary \d+, and .* wants vocabulary 400"):
+        begin(architecture=sizes, backbone=checkpoint)
+
+
 def test_timm_that_is_absent_or_fails_is_told(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(ValueError, match=r"'vit' is of timm: pip install timm"):

@@ -32,9 +32,11 @@ def train_tokenizer(
 ) -> Tokenizer:
     """Byte-pair encoding of at most `size` tokens, special ones included; the same for the same seed.
 
-    `extra` are special ones beside those that all models of the world have.
+    `extra` are special ones beside those that all models of the world have. They come first, so that they
+    take the ids of the rarest words and all others stay what they are without them: a JanusFlow of this world
+    can begin with the language model of a Janus.
     """
-    special = (*SPECIAL, *extra)
+    special = (*extra, *SPECIAL)
     least = BYTES + len(special)
     if require_whole("size", size) < least:
         raise ValueError(f"a tokenizer of {size} tokens has no room for bytes and special ones: give {least}")

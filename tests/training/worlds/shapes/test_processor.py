@@ -33,13 +33,17 @@ def test_it_speaks_as_janus_pro_does(processor: janus.Processor) -> None:
     assert text == f"{DEFAULT_SYSTEM_PROMPT}\n\n<|User|>: a red circle\n\n<|Assistant|>:"
 
 
-def test_a_flows_pictures_begin_with_a_token_of_their_own(tmp_path: Path) -> None:
+def test_a_flows_pictures_begin_with_a_token_of_their_own(processor: janus.Processor, tmp_path: Path) -> None:
     """And so the model that sees them has an embedding for where seeing begins."""
     write_processor(tmp_path, image_size=64, image_tokens=64, vocabulary=SIZE, flow=True)
     flow = janus.Processor.from_pretrained(tmp_path)
     assert flow.drawing_tag == GENERATION
     assert flow.draw_prompt("a red circle")[-1] == flow.tokenizer.id(GENERATION)
     assert flow.tokenizer.largest_id == SIZE - 1
+    marks = (*SPECIAL, *shapes.COLORS, *shapes.SHAPES)
+    assert [flow.tokenizer.encode(mark) for mark in marks] == [
+        processor.tokenizer.encode(mark) for mark in marks
+    ]
     assert flow.config.marks_start
     message = {"role": "user", "content": [{"type": "image", "image": Image.new("RGB", (64, 64))}]}
     assert int(flow([message]).image_mask.sum()) == 64 + 1
