@@ -43,17 +43,29 @@ def _plot(options: argparse.Namespace) -> int:
     return commands.plot(options.runs, options.output)
 
 
+def _purpose_options(command: argparse.ArgumentParser) -> None:
+    purpose = command.add_mutually_exclusive_group()
+    purpose.add_argument(
+        "-m", "--model", help="the model that they are for: hub id or folder of a checkpoint"
+    )
+    purpose.add_argument(
+        "--recipe", help="or the recipe that will train it: a file, or the name of one shipped"
+    )
+
+
 def _data_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("action", choices=("check",), help="check: list whatever is wrong with a file")
     command.add_argument("file", type=Path, help="JSON lines")
-    command.add_argument("-m", "--model", help="hub id or folder of a checkpoint")
-    command.add_argument("--limit", type=int, help="the most tokens of a row (the model's window)")
-    command.add_argument("--system", help='system prompt (the family\'s own; "" for none)')
+    _purpose_options(command)
     command.add_argument(
-        "--skip-bad", action="store_true", help="list unusable rows in a file, for training to pass over"
+        "--limit",
+        type=int,
+        help="the most tokens of a row (the recipe's sequence_length, the model's window)",
     )
     command.add_argument(
-        "--rejects", type=Path, metavar="FILE", help="that file (rejects.jsonl beside the data)"
+        "--skip-bad",
+        action="store_true",
+        help="list unusable rows in rejects.jsonl beside the file: training passes over them",
     )
 
 
@@ -63,17 +75,16 @@ def _data(options: argparse.Namespace) -> int:
     return commands.check(
         options.file,
         model=options.model,
+        recipe=options.recipe,
         limit=options.limit,
-        system=options.system,
         skip_bad=options.skip_bad,
-        rejects=options.rejects,
     )
 
 
 def _pretokenize_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("source", help="JSON lines, tar shards, or a pattern with *: prompts with pictures")
     command.add_argument("-o", "--output", type=Path, required=True, help="the folder of codes")
-    command.add_argument("-m", "--model", help="hub id or folder of a checkpoint")
+    _purpose_options(command)
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (the best there is)")
     command.add_argument("--shard-rows", type=int, default=1000, help="rows of a file (%(default)s)")
     command.add_argument("--batch-size", type=int, default=16, help="pictures at once (%(default)s)")
@@ -86,6 +97,7 @@ def _pretokenize(options: argparse.Namespace) -> int:
         options.source,
         options.output,
         model=options.model,
+        recipe=options.recipe,
         device=options.device,
         shard_rows=options.shard_rows,
         batch_size=options.batch_size,
@@ -147,13 +159,13 @@ COMMANDS = {
         _data,
         _data_options,
         "Check training data: lengths, pictures, placeholders.",
-        "janus data check train.jsonl -m deepseek-ai/Janus-Pro-1B --limit 2048",
+        "janus data check train.jsonl --recipe sft",
     ),
     "pretokenize": Command(
         _pretokenize,
         _pretokenize_options,
         "Turn the pictures that are to be drawn into codes, once, before training.",
-        "janus pretokenize drawings.jsonl -o codes -m deepseek-ai/Janus-Pro-1B",
+        "janus pretokenize drawings.jsonl -o data/codes -m deepseek-ai/Janus-Pro-1B",
     ),
     "eval": Command(
         _eval,

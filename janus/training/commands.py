@@ -56,47 +56,39 @@ def plot(runs: Sequence[Path], output: Path) -> int:
 def check(
     file: Path,
     *,
-    model: str | None,
+    model: str | None = None,
+    recipe: str | None = None,
     limit: int | None = None,
-    system: str | None = None,
     skip_bad: bool = False,
-    rejects: Path | None = None,
 ) -> int:
     """Tell all that is wrong with a file of training data; -> the exit status, 1 where anything is."""
-    from janus.training.data.check import run
+    from janus.training.prepare import Purpose, check_file
 
-    return run(file, model=_named(model), limit=limit, system=system, skip_bad=skip_bad, rejects=rejects)
+    return check_file(file, Purpose.of(model, recipe), limit=limit, skip_bad=skip_bad)
 
 
 def pretokenize(
     source: str,
     folder: Path,
     *,
-    model: str | None,
+    model: str | None = None,
+    recipe: str | None = None,
     device: str | None = None,
     shard_rows: int = 1000,
     batch_size: int = 16,
 ) -> int:
     """Turn the pictures of drawings into codes in a folder; -> the exit status.
 
-    Of several processes that `torchrun` started each does its share. What is there already stays. The
-    tokenizer computes in float32.
+    Of several processes that `torchrun` started each does its share. What is there already stays.
     """
-    from janus.models.janus import Janus
-    from janus.processing.processor import Processor
-    from janus.training.data.open import open_source
-    from janus.training.data.outline import Geometry
-    from janus.training.data.pretokenize import pretokenize as run
+    from janus.training.prepare import Purpose, tokenize_drawings
 
-    rows = open_source(source)
     own = own_device(device) if several() and resolve_device(device).type == "cuda" else device
-    loaded = Janus.from_pretrained(_named(model), device=own, dtype="float32")
-    run(
-        rows,
-        loaded.vq,
+    tokenize_drawings(
+        source,
         folder,
-        processor=Processor.from_pretrained(_named(model)),
-        geometry=Geometry.of(loaded.config),
+        Purpose.of(model, recipe),
+        device=resolve_device(own),
         shard_rows=shard_rows,
         batch_size=batch_size,
         rank=int(os.environ.get("RANK", "0")),
@@ -104,9 +96,3 @@ def pretokenize(
     )
     print(folder)
     return 0
-
-
-def _named(model: str | None) -> str:
-    if model is None:
-        raise ValueError("name the model that the data are for with -m: a hub id or a folder")
-    return model

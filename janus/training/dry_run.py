@@ -39,7 +39,7 @@ def dry_run(
     """
     with ranks(device) as place:
         tell = show if place.first else (lambda text: None)
-        config = start_config(recipe)
+        config = start_config(recipe.model, recipe.task)
         flow = isinstance(config, JanusFlowConfig) and takes_autoencoder(recipe)
         vae = start_vae_config(recipe.model) if flow else None
         memory = foretell(config, recipe, ranks=place.size, device=place.device.type, vae=vae)

@@ -46,16 +46,15 @@ FLOW_VISION = "vision_und_enc_model.vision_tower."
 Model = TypeVar("Model", bound=nn.Module)
 
 
-def start_config(recipe: Recipe) -> Architecture:
+def start_config(start: Start, task: str = "janus") -> Architecture:
     """The architecture that a recipe leads to, of which no weight is read."""
-    start = recipe.model
     if start.architecture is not None:
         return start.architecture
     assert start.checkpoint is not None  # else the recipe would not have been made
     if is_vq(start.checkpoint):
         return read_vq_config(Path(start.checkpoint))
     folder = find(start.checkpoint, weights=False)
-    return read_vae_config(folder) if recipe.task == "vae" else read_config(folder)[0]
+    return read_vae_config(folder) if task == "vae" else read_config(folder)[0]
 
 
 def start_processor(start: Start) -> Processor:
@@ -178,7 +177,7 @@ def start_autoencoder(recipe: Recipe, device: torch.device) -> VQ | VAE:
 def start_vq(recipe: Recipe, device: torch.device) -> VQ:
     """The tokenizer before its first step, in float32; it may be a whole model's."""
     start = recipe.model
-    config = start_config(recipe)
+    config = start_config(start, recipe.task)
     if isinstance(config, JanusFlowConfig):
         raise ValueError(
             f"{start.checkpoint} is a JanusFlow, which has no VQ tokenizer: name a Janus, or a VQ"

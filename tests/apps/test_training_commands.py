@@ -183,7 +183,7 @@ def test_data_check_lists_what_is_wrong(
     assert cli.main(["data", "check", str(rows), "-m", checkpoint, "--skip-bad"]) == 0
     assert json.loads(rows.with_name("rejects.jsonl").read_text())["line"] == 6
     assert cli.main(["data", "check", str(rows)]) == 2
-    assert "name the model that the data are for with -m" in capsys.readouterr().err
+    assert "name the model that the data are for: a hub id or a folder with -m" in capsys.readouterr().err
 
 
 def test_pretokenize_writes_codes_that_training_reads(
@@ -208,8 +208,8 @@ def test_processes_that_tokenize_take_their_shares(
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)
-        options = {"model": checkpoint, "device": "cpu", "shard_rows": 2}
-        assert commands.pretokenize(str(rows), Path("codes"), **options) == 0
+        done = commands.pretokenize(str(rows), Path("codes"), model=checkpoint, device="cpu", shard_rows=2)
+        assert done == 0
         shards = sorted(file.name for file in Path("codes").glob("*.safetensors"))
         assert shards == [f"{number:05}.safetensors" for number in ((0, 2) if rank == "0" else (0, 1, 2))]
 

@@ -147,7 +147,7 @@ def test_a_checkpoint_is_read_in_the_recipes_precision(
     start = Start(checkpoint=checkpoint)
     sft = replace(recipe, task="sft", model=start, data=replace(recipe.data, ratio=None))
     assert same(start_janus(sft, reads, CPU), model)
-    assert start_config(sft) == model.config
+    assert start_config(sft.model) == model.config
     assert start_processor(start).files == reads.files
 
 
@@ -261,7 +261,7 @@ def test_a_tokenizer_by_itself_and_of_a_whole_model(
     assert torch.equal(filled.code_embedding.weight, expected)
     start = Start(architecture=model.config.vq, vq=str(tmp_path))
     vq = replace(recipe, task="vq", train=("decoder",), model=start, data=drawings())
-    assert start_config(replace(vq, model=Start(checkpoint=str(tmp_path)))) == model.config.vq
+    assert start_config(Start(checkpoint=str(tmp_path)), "vq") == model.config.vq
     assert same(start_vq(vq, CPU), model.vq)
 
 

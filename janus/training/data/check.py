@@ -9,19 +9,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from janus.checks import require_whole
-from janus.config import AnyConfig, JanusConfig
 from janus.inference.progress import Progress
 from janus.inference.progress import Report as OnProgress
 from janus.processing.image import load_picture
 from janus.processing.processor import Processor
 from janus.training.data.outline import Geometry, Task, outline
-from janus.training.data.rejects import write_rejects
 from janus.training.data.rows import PlaceholderMismatch, Resolve, beside, parse_row
 from janus.training.data.sources import JsonLines
-from janus.weights.config_files import read_config
-from janus.weights.hub import find
-from janus.weights.vae import RELEASED, own_vae, read_vae_config
 
 Kind = Literal["malformed", "placeholders", "missing", "broken", "long"]
 MEANING: dict[Kind, str] = {
@@ -70,7 +64,6 @@ def check(
     limit: int,
     *,
     geometry: Geometry | None = None,
-    system: str | None = None,
     progress: bool | OnProgress | None = None,
 ) -> Report:
     """Read every row of a file of JSON lines, and every picture of it, as training would.
@@ -81,7 +74,7 @@ def check(
     report = Report(source.path, limit, rows=len(source.lines))
     with Progress(len(source.lines), "row", progress) as bar:
         for index, line in enumerate(source.lines.tolist()):
-            for kind, message in _problems(source, index, report, processor, geometry, system):
+            for kind, message in _problems(source, index, report, processor, geometry):
                 report.problems.append(Problem(line, kind, message))
             bar.advance()
     return report
@@ -118,68 +111,19 @@ def histogram(values: Sequence[int]) -> list[str]:
     ]
 
 
-def run(
-    path: str | PathLike[str],
-    *,
-    model: str | PathLike[str],
-    limit: int | None = None,
-    system: str | None = None,
-    skip_bad: bool = False,
-    rejects: str | PathLike[str] | None = None,
-    progress: bool | OnProgress | None = None,
-) -> int:
-    """Check a file for a model, a folder or hub id, and print the report; -> the exit status.
-
-    Without a limit it is the model's window. With `skip_bad` the unusable rows are written to `rejects`
-    (rejects.jsonl beside the file), which training passes over, and the status is 0; else it is 1 where
-    anything is wrong.
-    """
-    folder = find(model, weights=False)
-    processor = Processor.from_pretrained(folder)
-    config, _ = read_config(folder)
-    if limit is None:
-        limit = processor.window or config.language.window
-    require_whole("limit", limit, least=1)
-    report = check(
-        path,
-        processor,
-        limit,
-        geometry=_geometry(folder, config),
-        system=system,
-        progress=progress,
-    )
-    print(format_report(report))
-    if not skip_bad:
-        return 1 if report.problems else 0
-    target = Path(rejects) if rejects else report.path.parent / "rejects.jsonl"
-    messages = {line: [problem.message for problem in problems] for line, problems in report.unusable.items()}
-    write_rejects(report.path, messages, target)
-    print(f"{len(report.unusable)} rows are passed over: {target}")
-    return 0
-
-
-def _geometry(folder: Path, config: AnyConfig) -> Geometry:
-    """That of the checkpoint in a folder; of a JanusFlow, with its own autoencoder or else the released."""
-    if isinstance(config, JanusConfig):
-        return Geometry.of(config)
-    own = own_vae(folder)
-    return Geometry.of_flow(config, read_vae_config(find(RELEASED, weights=False) if own is None else own))
-
-
 def _problems(
     source: JsonLines,
     index: int,
     report: Report,
     processor: Processor,
     geometry: Geometry | None,
-    system: str | None,
 ) -> Iterator[tuple[Kind, str]]:
     """What is wrong with a row; what is right with it goes into the report."""
     where, raw = source.where(index), None
     try:
         raw = source.raw(index)
         row = parse_row(raw, where, beside(source.path.parent))
-        document = outline(row, processor, geometry, system=system)
+        document = outline(row, processor, geometry)
     except PlaceholderMismatch as error:
         yield "placeholders", str(error)
     except ValueError as error:

@@ -1,7 +1,6 @@
 """The check of a file: every problem of every line, a histogram that adds up, and rejects passed over."""
 
 import json
-import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from janus.processing.processor import Processor
-from janus.training.data.check import check, format_report, histogram, run
+from janus.training.data.check import check, format_report, histogram
 from janus.training.data.outline import Geometry
 from janus.training.data.rejects import read_rejects, write_rejects
-from janus.training.data.sources import JsonLines
 
 ANSWER = {"role": "assistant", "content": "A cat."}
 
@@ -116,37 +114,6 @@ def test_histograms_add_up(values: list[int]) -> None:
     assert not rest
 
 
-def test_a_janusflow_draws_latents(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Of its own autoencoder's size; codes are none of its."""
-    folder = Path(shutil.copytree(data / "janusflow" / "checkpoint", tmp_path / "flow"))
-    shutil.copytree(data / "janusflow" / "vae", folder / "vae")
-    Image.new("RGB", (9, 5)).save(tmp_path / "good.png")
-    rows = [{"prompt": "a cat", "image": "good.png"}, {"prompt": "a cat", "codes": [1, 2]}]
-    path = tmp_path / "data.jsonl"
-    path.write_text("\n".join(map(json.dumps, rows)))
-    assert run(path, model=folder) == 1
-    told = capsys.readouterr().out
-    assert "data.jsonl:2: codes are of a VQ tokenizer, and this model draws latents" in told
-    prompt = len(Processor.from_pretrained(folder).draw_prompt("a cat"))
-    assert f"{prompt - 1 + 1 + 16}" in told
-
-
-def test_run_prints_and_tells(file: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(file, model=folder, limit=200) == 1
-    assert f"{file}:8: " in capsys.readouterr().out
-    assert run(file, model=folder, limit=200, skip_bad=True) == 0
-    rejects = file.parent / "rejects.jsonl"
-    assert f"7 rows are passed over: {rejects}" in capsys.readouterr().out
-    lines = read_rejects(file, rejects)
-    assert lines == [2, 3, 4, 7, 9, 10, 11]
-    left = JsonLines(file, lines)
-    assert left.lines.tolist() == [1, 5, 8]
-    good = file.with_name("good.jsonl")
-    good.write_text("".join(json.dumps(left.raw(index)) + "\n" for index in range(2)))
-    assert run(good, model=folder) == 0
-    assert "limit 16384 tokens" in capsys.readouterr().out
-
-
 def test_progress_is_reported(file: Path, processor: Processor, geometry: Geometry) -> None:
     seen: list[tuple[int, int]] = []
     check(file, processor, 200, geometry=geometry, progress=lambda done, total: seen.append((done, total)))
@@ -192,8 +159,3 @@ def test_a_file_of_nothing(tmp_path: Path, processor: Processor) -> None:
     assert format_report(report) == f"{tmp_path / 'a.jsonl'}: 0 rows (none usable), limit 10 tokens"
     with pytest.raises(FileNotFoundError, match="does not exist"):
         check(tmp_path / "b.jsonl", processor, 10)
-
-
-def test_a_limit_that_is_none(file: Path, folder: Path) -> None:
-    with pytest.raises(ValueError, match="limit must be a whole number of at least 1, not 0"):
-        run(file, model=folder, limit=0)
