@@ -118,6 +118,7 @@ def test_the_pictures_of_the_originals_readme(
     near = np.abs(values - values.round()) < 1e-4 * float(flow_golden["flow.image"].abs().max()) * 127.5
     assert np.abs(drawn - expected).max() <= 1
     assert near[drawn != expected].all()
+    assert (drawn != expected).mean() < 1e-3
 
 
 def test_reconstruct_is_the_mean_through_the_autoencoder(

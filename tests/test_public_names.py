@@ -35,6 +35,7 @@ DRAW_OPTIONS = {
 }
 PLACE = {"device": None, "dtype": None}
 MODEL = janus.Janus
+FLOW = janus.JanusFlow
 # Every function with what may be given by position and what by name only, and the defaults. More may be added
 # behind the former and among the latter; none of these may change.
 SIGNATURES: list[tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
@@ -52,6 +53,14 @@ SIGNATURES: list[tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
     (MODEL.hidden_states, {"embeds": REQUIRED, "attention_mask": None, "cache": None}, {}),
     (MODEL.text_logits, {"hidden": REQUIRED}, {}),
     (MODEL.image_logits, {"hidden": REQUIRED}, {}),
+    (FLOW.from_pretrained, {"path": REQUIRED}, PLACE),
+    (
+        FLOW.velocity,
+        {"input_ids": REQUIRED, "latents": REQUIRED, "t": REQUIRED},
+        {"attention_mask": None},
+    ),
+    (janus.Pipeline.draw, {"prompt": REQUIRED}, {"steps": None, "method": None, "size": None}),
+    (janus.load, {"path": None}, {"vae": None}),
     (VQ.encode, {"pixels": REQUIRED}, {}),
     (VQ.decode, {"codes": REQUIRED}, {}),
     (janus.Processor.from_pretrained, {"path": REQUIRED}, {}),
@@ -61,7 +70,9 @@ SIGNATURES: list[tuple[Callable[..., Any], dict[str, Any], dict[str, Any]]] = [
 
 
 @pytest.mark.parametrize(
-    ("function", "by_position", "by_name"), SIGNATURES, ids=[row[0].__qualname__ for row in SIGNATURES]
+    ("function", "by_position", "by_name"),
+    SIGNATURES,
+    ids=[f"{row[0].__qualname__}-{number}" for number, row in enumerate(SIGNATURES)],
 )
 def test_signatures(
     function: Callable[..., Any], by_position: dict[str, Any], by_name: dict[str, Any]
@@ -125,10 +136,13 @@ def test_transformers_is_never_imported(data: Path) -> None:
     code = """
 import sys, torch, janus
 torch.set_num_threads(1)
-pipe = janus.load(sys.argv[1], device="cpu")
-picture = pipe.draw("a cat", temperature=0)[0]
+options = {} if sys.argv[2] == "None" else {"vae": sys.argv[2]}
+pipe = janus.load(sys.argv[1], device="cpu", **options)
+picture = pipe.draw("a cat", **({"steps": 2} if options else {"temperature": 0}))[0]
 print(type(pipe.ask("What is it?", picture, max_new_tokens=2)).__name__, pipe.reconstruct(picture).size)
 pipe.chat([[{"role": "user", "content": "Hi"}]], max_new_tokens=2, temperature=1.0)
 print([name for name in ("transformers", "diffusers", "timm") if name in sys.modules])
 """
-    assert run(code, str(data / "januspro" / "checkpoint")) == ["str (64, 64)", "[]"]
+    assert run(code, str(data / "januspro" / "checkpoint"), "None") == ["str (64, 64)", "[]"]
+    flow = data / "janusflow"
+    assert run(code, str(flow / "checkpoint"), str(flow / "vae")) == ["str (64, 64)", "[]"]

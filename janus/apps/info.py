@@ -4,13 +4,14 @@ No weight is read but to check.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from janus.checks import require_whole
+from janus.checks import one_line, require_whole
 from janus.config import LATENT_PATCH, AnyConfig, JanusConfig, JanusFlowConfig
 from janus.drawing.choose import vae_of
 from janus.drawing.flow import latent_size
@@ -20,7 +21,7 @@ from janus.models.vae import SDXL, VAEConfig
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
 from janus.weights.load import WINDOW, dtypes, empty_model, inspect, parameter_names, settle_tie
-from janus.weights.read import choose_weights, contents, read, weight_files, windows
+from janus.weights.read import Stored, choose_weights, contents, read, weight_files, windows
 from janus.weights.vae import RELEASED, empty_vae, read_vae_config
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -92,8 +93,18 @@ def not_finite(path: str | Path, *, revision: str | None = None) -> dict[str, in
     """The tensors of a checkpoint that hold NaN or infinity, by their names in its files, with how many."""
     checkpoint = inspect(path, revision=revision)
     names = [name for source in checkpoint.plan.values() for name in source.names]
+    return _not_finite(checkpoint.stored, names)
+
+
+def not_finite_vae(path: str | Path) -> dict[str, int]:
+    """As `not_finite`, of the autoencoder in a folder or of a hub id."""
+    stored = contents(weight_files(find(path)))
+    return _not_finite(stored, list(stored))
+
+
+def _not_finite(stored: dict[str, Stored], names: Sequence[str]) -> dict[str, int]:
     found = {}
-    for file, run in windows(checkpoint.stored, names, WINDOW):
+    for file, run in windows(stored, names, WINDOW):
         for name, tensor in read(file, run):
             bad = tensor.numel() - int(torch.isfinite(tensor).sum())
             if bad:
@@ -204,6 +215,12 @@ def run(
     if check:
         facts["not_finite"] = not_finite(path, revision=revision)
         print("\ncheck")
+        if flow := facts.get("autoencoder"):
+            try:
+                found = not_finite_vae(flow["model"])
+                facts["not_finite"] |= {f"autoencoder: {name}": count for name, count in found.items()}
+            except OSError as error:
+                print(f"  the autoencoder is not there, and was not checked: {one_line(error)}")
         for name, count in facts["not_finite"].items():
             print(f"  {name} holds {count:,} numbers that are NaN or infinite")
         damaged = "the checkpoint is damaged: fetch it again"

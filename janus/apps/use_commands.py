@@ -48,6 +48,7 @@ def _print_stream(pieces: Iterable[str]) -> str:
 
 
 def _ask_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("picture", nargs="*", help="pictures, as after -i, before the question")
     command.add_argument("question")
     _add_answer_options(command)
     add_model_options(command)
@@ -55,8 +56,9 @@ def _ask_options(command: argparse.ArgumentParser) -> None:
 
 
 def _ask(options: argparse.Namespace) -> int:
-    pipe = load_pipeline(options, *options.image)
-    _print_stream(pipe.ask(options.question, options.image, stream=True, **_answer_choices(options)))
+    pictures = [*options.picture, *options.image]
+    pipe = load_pipeline(options, *pictures)
+    _print_stream(pipe.ask(options.question, pictures, stream=True, **_answer_choices(options)))
     return 0
 
 
@@ -121,6 +123,7 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
     codes.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
     flow = command.add_argument_group("JanusFlow")
     flow.add_argument("--steps", type=int, help="from noise to the picture (the checkpoint's own, else 30)")
+    flow.add_argument("--size", type=int, help="pixels of each side (the size that it sees)")
     flow.add_argument(
         "--method",
         help="euler, or of second order midpoint and heun, of which a step takes twice as long (euler)",
@@ -140,7 +143,7 @@ def _draw(options: argparse.Namespace) -> int:
     pipe = load_pipeline(options, *([options.prefix] if options.prefix else []))
     seed = from_all_ranks(pipe.model, int(torch.seed() % 2**32))[0] if options.seed is None else options.seed
     names = ("n", "guidance", "batch_size", "temperature", "top_k", "top_p", "speculate", "prefix", "rows")
-    chosen = {name: getattr(options, name) for name in (*names, "steps", "method")}
+    chosen = {name: getattr(options, name) for name in (*names, "steps", "method", "size")}
     pictures = pipe.draw(options.prompt, seed=seed, progress=None if shows(options) else False, **chosen)
     if not shows(options):
         return 0
@@ -242,7 +245,7 @@ COMMANDS = {
         _ask,
         _ask_options,
         "Answer one question about no, one or many pictures.",
-        'janus ask "What is in the picture?" --image cat.png -m deepseek-ai/Janus-Pro-1B',
+        'janus ask cat.png "What is in the picture?" -m deepseek-ai/Janus-Pro-1B',
     ),
     "chat": Command(
         _chat,

@@ -34,8 +34,20 @@ from janus.training.recipe_file import dump, parse_recipe
 NAME = re.compile(r"step-(\d{8,})")
 UNFINISHED = ".tmp"
 STATE, SHARED, RECIPE, TENSORS = "state.json", "shared.pt", "recipe.toml", ".metadata"
-# What may be another when a run goes on: how long, what is shown and kept of it, and who computes it.
-HARMLESS = ("steps", "log", "checkpoint", "evaluate", "defaults", "parallel", "data.workers")
+# What may be another when a run goes on: how long, what is shown and kept of it, and who computes it, how.
+# (In other turns, as on other numbers of processes, rows are packed otherwise: the same documents come.)
+HARMLESS = (
+    "steps",
+    "log",
+    "checkpoint",
+    "evaluate",
+    "defaults",
+    "parallel",
+    "accumulate",
+    "activation_checkpointing",
+    "compile",
+    "data.workers",
+)
 
 
 @dataclass(frozen=True)

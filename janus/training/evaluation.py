@@ -39,6 +39,7 @@ def build_evaluator(run: Run) -> Evaluator | None:
     if settings is None:
         return None
     if settings.evaluator == "shapes":
+        picture_sides(run.model)
         return partial(_score_shapes, run, settings)
     recipe, model, place = run.recipe, run.model, run.place
     data = Data(sources=settings.sources)
@@ -78,17 +79,21 @@ def _held_out_loss(run: Run, loader: Callable[[], Loader], batches: int) -> dict
 
 
 def _score_shapes(run: Run, settings: Evaluation) -> dict[str, float]:
-    """The verified shares of pictures and answers; the first process finds them."""
-    kinds = {source.task for source in settings.sources}
+    """The verified shares of pictures and answers, of a color by its name; the first process finds them."""
     scores: dict[str, float] = {}
     with shown(run) as model:
         if model is not None:
             pipe, count = Pipeline(model, run.processor, vae=run.vae), settings.examples
             drawn, seen = picture_sides(pipe)
-            if "drawing" in kinds:
-                prompts = shapes.seen_prompts(count, SEED, split="validation", side=drawn)
-                scores["drawing"] = sum(draw(pipe, prompts, SEED, None)) / count
-            if "understanding" in kinds:
-                asked = shapes.questions(count, SEED, held_out=False, split="validation", side=seen)
-                scores["answers"] = sum(answer(pipe, asked, None)) / count
+            for source in settings.sources:
+                color = source.color
+                of = f"_{color}" if color else ""
+                if source.task == "drawing":
+                    prompts = shapes.seen_prompts(count, SEED, split="validation", side=drawn, color=color)
+                    scores[f"drawing{of}"] = sum(draw(pipe, prompts, SEED, None)) / count
+                else:
+                    asked = shapes.questions(
+                        count, SEED, held_out=False, split="validation", side=seen, color=color
+                    )
+                    scores[f"answers{of}"] = sum(answer(pipe, asked, None)) / count
     return scores

@@ -91,7 +91,8 @@ def train_janus(
             held = holds(turns, costs)
             if tried is not None:
                 held[2:] += holds(tried.batches, costs)[2:]  # their labels count apart
-            words, codes, tokens, places, flop = place.summed(held.to(place.device)).tolist()
+            held = torch.cat((held, held.new_tensor([run.loader.dropped, run.loader.cut])))
+            words, codes, tokens, places, flop, *lost = place.summed(held.to(place.device)).tolist()
 
             rate = recipe.optimizer.lr * factor(run.step, recipe.schedule, recipe.steps)
             losses = torch.zeros((), device=place.device)
@@ -115,6 +116,8 @@ def train_janus(
                 found["drawn_right"] = tried.right
             if log:
                 more = {"rate": rate, "norm": norm, "padding": 1 - tokens / places}
+                if any(lost):
+                    more |= dict(zip(("dropped", "cut"), lost, strict=True))
                 log.step({**found, **more}, tokens=int(tokens), flop=int(flop))
             with log.aside() if log else nullcontext():
                 if is_due(run.step, recipe.log.samples_every):

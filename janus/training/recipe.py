@@ -156,6 +156,11 @@ class Recipe(Section):
             ("evaluate",): self.evaluate is not None,
             ("defaults",): self.defaults is not None,
         }
+        own[("model", "code_embedding")] = self.model.code_embedding != "random"
+        own[("log", "prompts")] = bool(self.log.prompts)
+        for each in fields(Data):  # how documents are laid out, and here are none
+            if each.name in ("sequence_length", "packing", "overlong", "prompt_dropout"):
+                own[("data", each.name)] = getattr(self.data, each.name) != each.default
         for key, given in own.items():
             if given:
                 raise RecipeError(key, f"says nothing to {task}: take it out")

@@ -327,7 +327,8 @@ class Evaluation(Section):
     """An `evaluator` that runs `every` so many steps on up to `examples` of its own `sources`.
 
     "loss" is the loss of examples that are not trained on, "shapes" the verified share of pictures and
-    answers of that world. Left out of a recipe, nothing of it is built.
+    answers of that world's validation lists, or of a source's `color` alone. Left out of a recipe, nothing of
+    it is built.
     """
 
     evaluator: Literal["loss", "shapes"]
@@ -341,9 +342,26 @@ class Evaluation(Section):
                 f"is missing beside evaluator = {show(self.evaluator)}: give its data, or take evaluate out"
             )
             raise RecipeError(("sources",), text)
+        if self.evaluator == "shapes":
+            self._check_lists()
+
+    def _check_lists(self) -> None:
+        """What the lists of the world cannot be is refused, for it would be passed over."""
+        lists: set[tuple[str, str | None]] = set()
         for place, source in enumerate(self.sources):
-            if self.evaluator == "shapes" and source.world != "shapes":
+            if source.world != "shapes":
                 raise RecipeError(("sources", place, "world"), 'must be "shapes" for evaluator = "shapes"')
+            if source.task == "text":
+                text = '"text" has nothing to verify: give "drawing" or "understanding"'
+                raise RecipeError(("sources", place, "task"), text)
+            for name, usual in (("categories", ()), ("places", "grid"), ("weight", 1.0)):
+                if getattr(source, name) != usual:
+                    text = 'says nothing to evaluator = "shapes", whose lists are fixed: take it out'
+                    raise RecipeError(("sources", place, name), text)
+            own = (source.task, source.color)
+            if own in lists:
+                raise RecipeError(("sources", place), "is there twice: take one out")
+            lists.add(own)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,6 +38,9 @@ def test_ask_prints_what_the_pipeline_answers(
     assert cli.main([*arguments, "--max-new-tokens", "8"]) == 0
     answer = janus.load(checkpoint, dtype="float32").ask("What is it?", photograph, max_new_tokens=8)
     assert capsys.readouterr().out == answer.lstrip() + "\n"
+    shorter = ["ask", photograph, "What is it?", *arguments[4:], "--max-new-tokens", "8"]
+    assert cli.main(shorter) == 0
+    assert capsys.readouterr().out == answer.lstrip() + "\n"
 
 
 def test_chat_answers_each_line_in_turn(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import janus
 from janus.apps import cli, info
@@ -55,10 +56,11 @@ def test_ask_prints_what_the_pipeline_answers(
 def test_draw_writes_the_pipelines_pictures(checkpoint: str, vae: str, tmp_path: Path) -> None:
     output = tmp_path / "cat.png"
     common = ["draw", "a cat", "--seed", "3", "-m", checkpoint, "--vae", vae, "--dtype", "float32"]
-    options = ["--steps", "3", "--method", "heun", "--guidance", "3", "-n", "2", "-o", str(output)]
+    options = ["--steps", "3", "--method", "heun", "--guidance", "3", "-n", "2", "--size", "128"]
+    options += ["-o", str(output)]
     assert cli.main([*common, *options]) == 0
     pipe = janus.load(checkpoint, dtype="float32", vae=vae)
-    pictures = pipe.draw("a cat", seed=3, steps=3, method="heun", guidance=3, n=2)
+    pictures = pipe.draw("a cat", seed=3, steps=3, method="heun", guidance=3, n=2, size=128)
     for number, picture in enumerate(pictures, start=1):
         with Image.open(output.with_stem(f"cat-{number}")) as written:
             assert written.tobytes() == picture.tobytes()
@@ -96,6 +98,20 @@ def test_info_states_the_flows_sizes(
     # Two rows for each of three pictures, 64 + 16 positions, keys and values of 3 layers of 4 heads of 16.
     assert memory["picture_caches"] == 3 * 2 * 80 * 2 * 3 * 4 * 16 * 4
     assert "every weight is a finite number" in printed
+
+
+def test_info_check_reads_the_autoencoder_too(
+    checkpoint: str, vae: str, unreachable: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damaged = Path(shutil.copytree(vae, tmp_path / "vae"))
+    (file,) = damaged.glob("*.safetensors")
+    tensors = load_file(file)
+    tensors["decoder.conv_in.bias"][:2] = torch.nan
+    save_file(tensors, file)
+    assert cli.main(["info", "-m", checkpoint, "--vae", str(damaged), "--check"]) == 1
+    assert "autoencoder: decoder.conv_in.bias holds 2 numbers" in capsys.readouterr().out
+    assert cli.main(["info", "-m", checkpoint, "--check"]) == 0
+    assert "the autoencoder is not there, and was not checked" in capsys.readouterr().out
 
 
 def test_info_knows_the_released_autoencoder_without_fetching_it(

@@ -179,6 +179,7 @@ def with_excuses(actual: Tensor, expected: Tensor, unrounded: Tensor, rounded: b
     values = ((unrounded + 1) / 2 * 255 + (0.5 if rounded else 0)).permute(0, 2, 3, 1)
     tolerance = 1e-4 * float(unrounded.abs().max()) * 255 / 2
     excused = ((values - values.round()).abs() < tolerance) & ((actual.int() - expected.int()).abs() == 1)
+    assert excused.float().mean() < 1e-3, "edges are rare, and so are roundings that differ on them"
     return torch.where(excused, expected, actual)
 
 

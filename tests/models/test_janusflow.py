@@ -1,11 +1,8 @@
 """JanusFlow against the original's tensors, prompts read once, pictures that are seen, gradients, 16 bits."""
 
 import copy
-import importlib.util
-import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -90,42 +87,6 @@ def test_hidden_states_of_what_is_seen(step: int, flow: JanusFlow, flow_golden: 
     positions = torch.arange(mask.shape[1])[None]
     hidden = flow.language(embeds(step, flow, flow_golden), mask, positions=positions)
     close(hidden[mask], flow_golden[f"flow.step{step}.llm_last_hidden_state"][mask])
-
-
-# What other files reproduce: answers, pictures, the autoencoder.
-ELSEWHERE = (
-    r"und\d\.(greedy|sampled).*",
-    r"flow\.(z0|z_final|z_trajectory|image.*|vae_input|cfg.*|bf16\.vae_input)",
-    r"vae\..*|eps_probe\.vae.*",
-)
-INPUTS = (
-    r"vision\.pixel_values",
-    r"und\d\.(input_ids|attention_mask|pixel_values|images_seq_mask|images_emb_mask)",
-    r"eps_probe\.\w+\.in\d",
-    r"flow\.(tokens|attention_mask|t|step\d\.z_in|bf16\.t)",
-)
-BY_OTHER_TESTS = {"flow.step0.llm_last_hidden_state", "flow.step1.llm_last_hidden_state", "flow.bf16.v_step0"}
-NEVER_RUN = {"vision.attn_pool_output_unused"}
-
-
-def names_in(file: str, constant: str) -> list[str]:
-    """The names that another test file reproduces; tests are no package, so the file is run by its path."""
-    path = Path(__file__).with_name(file)
-    specification = importlib.util.spec_from_file_location(f"claims_of_{path.stem}", path)
-    assert specification is not None
-    assert specification.loader is not None
-    module: Any = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return list(getattr(module, constant))
-
-
-def test_every_tensor_of_the_model_is_covered(flow_golden: Golden) -> None:
-    covered = [*REPRODUCED, *names_in("test_uvit.py", "REPRODUCED"), *names_in("test_golden.py", "COMMON")]
-    assert len(covered) == len(set(covered))
-    rest = set(flow_golden) - set(covered) - BY_OTHER_TESTS - NEVER_RUN
-    pattern = "|".join((*ELSEWHERE, *INPUTS))
-    assert not sorted(name for name in rest if not re.fullmatch(pattern, name))
-    assert set(covered) | BY_OTHER_TESTS | NEVER_RUN <= set(flow_golden)
 
 
 # Prompts read once

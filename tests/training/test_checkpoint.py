@@ -132,6 +132,9 @@ def test_another_recipe_is_refused_by_its_keys(write: Write, tmp_path: Path, rec
         "log": Log(every=1),
         "checkpoint": Checkpoints(keep=1),
         "parallel": Parallel(kind="fsdp"),
+        "accumulate": 2,
+        "activation_checkpointing": True,
+        "compile": True,
         "data": replace(recipe.data, workers=0),
     }
     found.check(replace(recipe, **harmless))

@@ -229,6 +229,21 @@ def test_two_processes_and_one_go_on_from_each_other(
     assert newest(folder / "checkpoints").ranks == 2
 
 
+def test_two_processes_go_on_with_the_same_bits(
+    file: Path, tmp_path: Path, torchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Killed while they write a checkpoint."""
+    run = torchrun(PROGRAM, file, tmp_path / "whole", 7)
+    assert run.returncode == 0, run.stderr
+    assert torchrun(PROGRAM, file, tmp_path / "parts", 7, "writing").returncode != 0
+    assert newest(tmp_path / "parts" / "checkpoints").step == 2
+    run = torchrun(PROGRAM, file, tmp_path / "parts", 7)
+    assert run.returncode == 0, run.stderr
+    assert records(tmp_path / "parts") == records(tmp_path / "whole")
+    ours, theirs = (load_file(tmp_path / each / "model.safetensors") for each in ("parts", "whole"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
 def test_samples_and_held_out_losses_are_logged_and_change_nothing(
     file: Path, straight: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -274,13 +289,47 @@ def test_scores_of_the_world_of_shapes(file: Path, tmp_path: Path) -> None:
 evaluator = "shapes"
 every = 1
 examples = 3
-sources = [{ task = "drawing", world = "shapes" }, { task = "understanding", world = "shapes" }]
+sources = [
+    { task = "drawing", world = "shapes" },
+    { task = "understanding", world = "shapes" },
+    { task = "drawing", world = "shapes", color = "orange" },
+]
 """
     scored = tmp_path / "shapes.toml"
     scored.write_text(file.read_text().replace("warmup = 2", "") + text)
     train(scored, tmp_path / "run", overrides=["steps=1"], device="cpu", show=lambda line: None)
     (scores,) = [record for record in read_log(tmp_path / "run" / "log.jsonl") if "drawing" in record]
-    assert scores == {"step": 1, "drawing": 0.0, "answers": 0.0}  # of a model that has learned nothing
+    # Of a model that has learned nothing.
+    assert scores == {"step": 1, "drawing": 0.0, "answers": 0.0, "drawing_orange": 0.0}
+
+
+def test_a_model_that_cannot_be_scored_is_told_before_the_first_step(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("janus.evaluation.shapes.LEAST_SIDE", 65)
+    scored = tmp_path / "shapes.toml"
+    evaluate = '\nevaluator = "shapes"\nsources = [{ task = "drawing", world = "shapes" }]\n'
+    scored.write_text(file.read_text() + f"[evaluate]{evaluate}")
+    with pytest.raises(ValueError, match=r"a side of 64 pixels, and the world `shapes` needs 65"):
+        train(scored, tmp_path / "run", device="cpu", show=lambda line: None)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
+def test_what_is_left_out_or_cut_for_its_length_is_told(file: Path, tmp_path: Path) -> None:
+    """Row by row in turn, of which every second is too long."""
+    (tmp_path / "rows.jsonl").write_text('{"text": "short"}\n' + json.dumps({"text": "long " * 200}) + "\n")
+    text = file.read_text().replace(
+        'task = "text", world = "shapes"', f'task = "text", path = "{tmp_path / "rows.jsonl"}"'
+    )
+    lines: dict[str, list[str]] = {"drop": [], "truncate_text": []}
+    for policy, shown in lines.items():
+        recipe = tmp_path / f"{policy}.toml"
+        recipe.write_text(text.replace("workers = 0", f'workers = 0\noverlong = "{policy}"'))
+        train(recipe, tmp_path / policy, overrides=["steps=3"], device="cpu", show=shown.append)
+    last = {policy: read_log(tmp_path / policy / "log.jsonl")[-1] for policy in lines}
+    assert last["drop"]["dropped"] > last["drop"]["cut"] == 0
+    assert last["truncate_text"]["cut"] > last["truncate_text"]["dropped"] == 0
+    assert f"{last['drop']['dropped']:.0f} too long, 0 cut" in lines["drop"][-1]
 
 
 def test_what_to_draw_with_is_chosen_in_the_end(

@@ -128,6 +128,7 @@ def test_none_may_be_written_where_it_may_be() -> None:
 
 
 SOURCE = {"task": "text", "path": "a"}
+DRAWN: dict[str, Any] = {"task": "drawing", "world": "shapes"}
 # By name: the recipe, the key that the error leads to, and how its text begins.
 MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "unknown": (changed(JANUS, stepz=1), "stepz", "is unknown: did you mean steps?"),
@@ -409,6 +410,28 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "evaluate.sources.0.world",
         'must be "shapes" for evaluator = "shapes"',
     ),
+    "evaluate-text": (
+        changed(JANUS, evaluate={"evaluator": "shapes", "sources": [{"task": "text", "world": "shapes"}]}),
+        "evaluate.sources.0.task",
+        '"text" has nothing to verify: give "drawing" or "understanding"',
+    ),
+    "evaluate-places": (
+        changed(JANUS, evaluate={"evaluator": "shapes", "sources": [{**DRAWN, "places": "lattice"}]}),
+        "evaluate.sources.0.places",
+        'says nothing to evaluator = "shapes", whose lists are fixed: take it out',
+    ),
+    "evaluate-categories": (
+        changed(JANUS, evaluate={"evaluator": "shapes", "sources": [{**DRAWN, "categories": ["full"]}]}),
+        "evaluate.sources.0.categories",
+        'says nothing to evaluator = "shapes"',
+    ),
+    "evaluate-twice": (
+        changed(
+            JANUS, evaluate={"evaluator": "shapes", "sources": [DRAWN, {**DRAWN, "color": "red"}, DRAWN]}
+        ),
+        "evaluate.sources.2",
+        "is there twice: take one out",
+    ),
     "defaults": (
         changed(JANUS, defaults={"guidances": [], "temperatures": [1]}),
         "defaults.guidances",
@@ -455,6 +478,14 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "vq-section": (changed(JANUS, vq={}), "vq", 'is of task = "vq", not "janus": take it out'),
     "vq-lora": (changed(VQ, lora={}), "lora", 'says nothing to task = "vq": take it out'),
     "vq-loss": (changed(VQ, loss={"text": 2}), "loss", 'says nothing to task = "vq": take it out'),
+    "vq-length": (changed(VQ, data__sequence_length=512), "data.sequence_length", "says nothing to task"),
+    "vq-packing": (changed(VQ, data__packing=False), "data.packing", 'says nothing to task = "vq"'),
+    "vq-dropout": (changed(VQ, data__prompt_dropout=0), "data.prompt_dropout", 'says nothing to task = "vq"'),
+    "vq-prompts": (
+        changed(VQ, log={"samples_every": 1, "prompts": ["a"]}),
+        "log.prompts",
+        'says nothing to task = "vq"',
+    ),
     "vq-backbone": (changed(VQ, model__backbone="x"), "model.backbone", 'says nothing to task = "vq"'),
     "vq-vision": (changed(VQ, model__vision="x"), "model.vision", 'says nothing to task = "vq": take it out'),
     "vq-ratio": (

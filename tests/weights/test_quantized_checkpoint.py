@@ -330,3 +330,9 @@ def test_integers_where_floats_should_be(copied: Path) -> None:
 def test_it_is_not_split_over_processes(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="a quantised model is not split over processes"):
         load(checkpoint, device="cpu", quantize="int8", mesh=object())  # type: ignore[arg-type]
+
+
+def test_nor_is_a_janusflow(data: Path) -> None:
+    folder = data / "janusflow" / "checkpoint"
+    with pytest.raises(ValueError, match="a JanusFlow is not split over processes: leave tensor_parallel"):
+        load(folder, device="cpu", mesh=object())  # type: ignore[arg-type]
