@@ -57,7 +57,8 @@ def load(
     original does. `tensor_parallel` splits the language model over the processes that `torchrun` started,
     each on the CUDA device of its own number or all on the CPU; all must make the same calls, and get the
     same results. `compile` gives the steps of the language model to torch.compile: the first then takes much
-    longer, and the others less. The model is prepared for inference: to train, take that of
+    longer, and the others less. (Steps are of a token or a code: a flow's drawings gain nothing.) `revision`
+    is the model's, not the autoencoder's. The model is prepared for inference: to train, take that of
     `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the remedy.
     """
     if path is None:

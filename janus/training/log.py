@@ -21,6 +21,7 @@ from PIL import Image
 
 from janus.files import write_whole
 from janus.training.recipe_sections import Asked, Log
+from janus.training.worlds.shapes import Question
 
 FILE = "log.jsonl"
 GIB = 1 << 30
@@ -104,8 +105,12 @@ class RunLog:
         self,
         drawn: Sequence[tuple[str, Image.Image]] = (),
         answers: Sequence[tuple[Asked, str]] = (),
+        scenes: Sequence[tuple[Question, str]] = (),
     ) -> None:
-        """Prompts with what was drawn, and pictures with what was answered; pictures go to `samples/`."""
+        """Prompts with what was drawn, and pictures and scenes of a world with what was answered.
+
+        What was drawn and scenes go to `samples/`.
+        """
         folder = self.folder / "samples"
         folder.mkdir(exist_ok=True)
         pictures = []
@@ -114,14 +119,22 @@ class RunLog:
             picture.save(folder / name)
             pictures.append({"prompt": prompt, "picture": f"samples/{name}"})
         asked = [{**vars(each), "answer": answer} for each, answer in answers]
+        for number, (scene, answer) in enumerate(scenes):
+            name = f"scene-{number:02d}.png"
+            if not (folder / name).exists():  # they are the same every time
+                Image.fromarray(scene.picture).save(folder / name)
+            own = {"picture": f"samples/{name}", "question": scene.question, "answer": answer}
+            asked.append(own | {"wanted": scene.answer})
         self.write({"drawn": pictures, "asked": asked})
         if self.board is not None:
             for number, (prompt, picture) in enumerate(drawn):
                 pixels = np.asarray(picture.convert("RGB"))
                 tag = f"drawn/{number:02d} {prompt[:60]}"
                 self.board.add_image(tag, pixels, self.done, dataformats="HWC")
-            for number, (each, answer) in enumerate(answers):
-                self.board.add_text(f"asked/{number:02d} {each.question[:60]}", answer, self.done)
+            told = [(each.question, answer) for each, answer in answers]
+            told += [(each.question, answer) for each, answer in scenes]
+            for number, (question, answer) in enumerate(told):
+                self.board.add_text(f"asked/{number:02d} {question[:60]}", answer, self.done)
 
     def close(self) -> None:
         self.file.close()

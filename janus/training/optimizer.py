@@ -13,12 +13,15 @@ import torch
 from torch import nn
 
 from janus.models.llama import RMSNorm
-from janus.training.parts import trained
+from janus.models.uvit import GlobalResponseNorm
+from janus.training.parts import ALIGNMENT, trained
 from janus.training.recipe_sections import Optimizer
 
-NORMS = (RMSNorm, nn.LayerNorm, nn.GroupNorm)
-# Tables of which a step uses some rows: SigLIP's positions and the VQ tokenizer's codes are bare parameters.
-TABLES = ("pos_embed", "codebook")
+NORMS = (RMSNorm, nn.LayerNorm, nn.GroupNorm, GlobalResponseNorm)
+# What is no layer's: SigLIP's positions and the VQ tokenizer's codes, of which a step uses some rows, and
+# JanusFlow's begin of a picture.
+TABLES = ("pos_embed", "codebook", "begin_embedding")
+BLOCKS = {"layers", "blocks"}
 FUSED = ("cuda", "cpu", "mps")
 
 
@@ -43,14 +46,16 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
 
 
 def block_matrices(learning: Mapping[str, nn.Parameter]) -> dict[str, nn.Parameter]:
-    """The matrices of blocks that come one after another: neither tables nor heads, adapters or convolutions.
+    """The matrices of blocks that come one after another.
+
+    Not tables, heads, adapters, convolutions, or the projector that a JanusFlow learns with.
 
     Matrices that are computed as one (`JoinedLinear`, SigLIP's `qkv`) are one to Muon too.
     """
     return {
         name: weight
         for name, weight in learning.items()
-        if weight.ndim == 2 and not {"layers", "blocks"}.isdisjoint(name.split("."))
+        if weight.ndim == 2 and not BLOCKS.isdisjoint(name.split(".")) and not name.startswith(ALIGNMENT)
     }
 
 

@@ -295,7 +295,8 @@ class Log(Section):
     """What is seen while it runs.
 
     Numbers `every` so many steps; every `samples_every` steps the `prompts` are drawn and the `pictures`
-    asked about (of a VQ tokenizer: coded and decoded). Nothing is sampled if `samples_every` is left out.
+    asked about (of a VQ tokenizer: coded and decoded), and so many `scenes` of a `world`, each with its own
+    question, the first of those that training never sees. Nothing is sampled if `samples_every` is left out.
     `tensorboard` writes for it as well, where it is installed.
     """
 
@@ -303,13 +304,16 @@ class Log(Section):
     samples_every: int | None = number(None, least=1)
     prompts: tuple[str, ...] = ()
     pictures: tuple[Asked, ...] = ()
+    world: Literal["shapes"] | None = None
+    scenes: int = number(8, least=1)
     tensorboard: bool = True
 
     def check(self) -> None:
-        if self.samples_every is not None and not self.prompts and not self.pictures:
-            text = f"{self.samples_every} has nothing to show: give prompts or pictures, or leave it out"
+        shown = ("prompts", "pictures", "world")
+        if self.samples_every is not None and not any(getattr(self, name) for name in shown):
+            text = f"{self.samples_every} has nothing to show: give prompts, pictures or a world"
             raise RecipeError(("samples_every",), text)
-        for name in ("prompts", "pictures"):
+        for name in shown:
             if getattr(self, name) and self.samples_every is None:
                 raise RecipeError((name,), "is never shown: say how often in samples_every, or leave it out")
 

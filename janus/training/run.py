@@ -39,6 +39,7 @@ from janus.training.parts import AnyModel, at_rest, freeze, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_learning import FlowLearning
 from janus.training.reinforce import check_attempts
+from janus.training.samples import check_scenes
 from janus.training.start import (
     blank,
     describe,
@@ -111,6 +112,7 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     pipe = Pipeline(model, processor, vae=vae)  # which sees to it that they belong together
     if recipe.defaults is not None and recipe.defaults.is_choice:
         picture_sides(pipe)  # which refuses what could not be chosen on in the end
+    check_scenes(recipe.log, model.config.vision.image_size)
     if recipe.lora is None:
         freeze(model, recipe.train)
     else:

@@ -41,6 +41,7 @@ from janus.training.run import (
     set_rate,
     tensors,
 )
+from janus.training.samples import check_scenes, scenes_of
 from janus.training.schedule import factor
 from janus.training.start import blank_autoencoder, start_autoencoder
 from janus.training.vae import VAEState, scaled, there_and_back, vae_losses, vae_step
@@ -83,6 +84,7 @@ class VQRun:
 def begin(recipe: Recipe, folder: Path, place: Ranks) -> VQRun:
     """A run at its first step, or where the newest checkpoint in its folder left it."""
     check_pictures(recipe)
+    check_scenes(recipe.log, recipe.picture_size)
     found = find_checkpoint(recipe, folder, place)
     if found is None:
         vq = start_autoencoder(recipe, place.device)
@@ -191,10 +193,11 @@ def shown(run: VQRun) -> Iterator[None]:
 
 def show_reconstructions(run: VQRun, log: RunLog) -> None:
     """The recipe's pictures above what the tokenizer makes of them, as one picture."""
-    asked = run.recipe.log.pictures
-    if not asked:
+    pictures = [load_picture(each.picture) for each in run.recipe.log.pictures]
+    pictures += [load_picture(each.picture) for each in scenes_of(run.recipe.log, run.loader.size)]
+    if not pictures:
         return
-    squares = [square_picture(load_picture(each.picture), run.loader.size) for each in asked]
+    squares = [square_picture(each, run.loader.size) for each in pictures]
     pixels = torch.stack([to_signed_pixels(square) for square in squares]).to(run.place.device)
     if isinstance(run.vq, VQ):
         quantised = run.recipe.vq_training().quantises(run.state.step)

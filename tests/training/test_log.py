@@ -25,6 +25,7 @@ from janus.training.log import (
     read_log,
 )
 from janus.training.recipe_sections import Asked, Log
+from janus.training.worlds import shapes
 
 
 class Clock:
@@ -220,9 +221,11 @@ def test_what_is_written_is_read_wherever_it_was_cut(
 def test_samples(open_log: Callable[..., RunLog], tmp_path: Path) -> None:
     log = open_log(done=3)
     pictures = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    (scene,) = shapes.questions(1, 0, held_out=False)
     log.samples(
         [("a red square", pictures[0]), ("a blue one", pictures[1])],
         [(Asked(picture="cat.png", question="What is it?"), "A cat.")],
+        [(scene, "maybe")],
     )
     log.samples()
     log.close()
@@ -233,8 +236,17 @@ def test_samples(open_log: Callable[..., RunLog], tmp_path: Path) -> None:
             {"prompt": "a red square", "picture": "samples/00000003-00.png"},
             {"prompt": "a blue one", "picture": "samples/00000003-01.png"},
         ],
-        "asked": [{"picture": "cat.png", "question": "What is it?", "answer": "A cat."}],
+        "asked": [
+            {"picture": "cat.png", "question": "What is it?", "answer": "A cat."},
+            {
+                "picture": "samples/scene-00.png",
+                "question": scene.question,
+                "answer": "maybe",
+                "wanted": scene.answer,
+            },
+        ],
     }
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "samples" / "scene-00.png")), scene.picture)
     assert second == {"step": 3, "drawn": [], "asked": []}
     for each, picture in zip(first["drawn"], pictures, strict=True):
         assert np.array_equal(np.asarray(Image.open(tmp_path / each["picture"])), np.asarray(picture))

@@ -248,9 +248,8 @@ def test_samples_and_held_out_losses_are_logged_and_change_nothing(
     file: Path, straight: Path, data: Path, tmp_path: Path
 ) -> None:
     picture = data / "photographs" / "chelsea.png"
-    text = file.read_text().replace(
-        "[log]\n", '[log]\nsamples_every = 2\nprompts = ["a red circle", "a cat"]\n'
-    )
+    shows = 'samples_every = 2\nworld = "shapes"\nscenes = 3\nprompts = ["a red circle", "a cat"]\n'
+    text = file.read_text().replace("[log]\n", f"[log]\n{shows}")
     text += f"""
 [[log.pictures]]
 picture = "{picture}"
@@ -275,7 +274,9 @@ sources = [{{ task = "drawing", world = "shapes" }}, {{ task = "text", world = "
         assert [each["prompt"] for each in record["drawn"]] == ["a red circle", "a cat"]
         for each in record["drawn"]:
             assert Image.open(tmp_path / "run" / each["picture"]).size == (64, 64)
-        (asked,) = record["asked"]
+        asked, *scenes = record["asked"]
+        assert len({each["question"] for each in scenes}) == 3
+        assert all(Image.open(tmp_path / "run" / each["picture"]).size == (64, 64) for each in scenes)
         assert (asked["question"], type(asked["answer"])) == ("What is it?", str)
     held_out = [record for record in logged if "held_out_loss" in record]
     assert [record["step"] for record in held_out] == [2, 4]

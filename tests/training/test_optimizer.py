@@ -6,6 +6,8 @@ import pytest
 import torch
 
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
+from janus.training.flow import add_alignment
 from janus.training.optimizer import Together, begin_states, block_matrices, build_optimizer, kinds_of
 from janus.training.parts import STAGE_1, STAGE_3, freeze, trained
 from janus.training.recipe_sections import Optimizer
@@ -39,6 +41,23 @@ def test_kinds(fresh: Janus) -> None:
     # A parameter of more than one dimension that is a weight decays, and one of one dimension never does.
     for name, weight in fresh.named_parameters():
         assert (weight.ndim > 1) == (kinds[name] in ("weights", "embeddings")), name
+
+
+def test_kinds_of_a_flow(fresh_flow: JanusFlow) -> None:
+    kinds = kinds_of(fresh_flow)
+    for name, kind in {
+        "begin_embedding": "embeddings",
+        "velocity_norm.weight": "norms",
+        "encoder.blocks.0.response_norm.weight": "norms",
+        "decoder.blocks.0.response_norm.bias": "norms",
+        "decoder.blocks.0.expand.weight": "weights",
+        "decoder.out_conv.bias": "biases",
+    }.items():
+        assert kinds[name] == kind, name
+    add_alignment(fresh_flow, 1, tokens=None)
+    matrices = block_matrices(trained(fresh_flow))
+    assert {"language.layers.0.mlp.gate_up.weight", "decoder.blocks.0.expand.weight"} <= set(matrices)
+    assert not any(name.startswith("alignment") for name in matrices)
 
 
 def test_groups_hold_what_learns_once(fresh: Janus) -> None:

@@ -368,7 +368,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "samples": (
         changed(JANUS, log__samples_every=5),
         "log.samples_every",
-        "5 has nothing to show: give prompts",
+        "5 has nothing to show: give prompts, pictures or a world",
     ),
     "never-shown": (
         changed(JANUS, log__prompts=["a"]),

@@ -138,3 +138,17 @@ def test_two_processes_train_as_one_run(
     # Before codes are chosen, which rounding may tip: the same pictures, each process half of them.
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
     assert [record["step"] for record in run(recipe, tmp_path / "run") if "loss" in record] == [1, 2, 3, 4, 5]
+
+
+def test_scenes_of_a_world_are_shown_where_they_can_be_seen(recipe: Recipe, tmp_path: Path) -> None:
+    shows = replace(recipe, steps=2, log=replace(recipe.log, world="shapes", scenes=2))
+    with pytest.raises(
+        ValueError, match="its scenes need 64 pixels a side, and the model's pictures have 16"
+    ):
+        train(shows, tmp_path / "small", device="cpu", show=lambda line: None)
+    assert recipe.vq is not None
+    large = replace(shows, batch=1, vq=replace(recipe.vq, picture_size=64))
+    train(large, tmp_path / "large", device="cpu", show=lambda line: None)
+    (drawn,) = [record for record in read_log(tmp_path / "large" / "log.jsonl") if "drawn" in record]
+    with Image.open(tmp_path / "large" / drawn["drawn"][0]["picture"]) as grid:
+        assert grid.width > 3 * 64  # a picture of the recipe and two scenes
