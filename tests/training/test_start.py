@@ -177,6 +177,20 @@ def test_a_vision_tower_of_timm(begin: Begin, model: Janus, monkeypatch: pytest.
     assert asked == [("vit_tiny_siglip", {"pretrained": True, "num_classes": 0})]
 
 
+def test_timms_own_siglip(model: Janus) -> None:
+    """Its names and its numbers, where timm is installed: of random weights, and of fewer blocks."""
+    timm = pytest.importorskip("timm")
+    theirs = timm.create_model("vit_base_patch16_siglip_224", pretrained=False, num_classes=0, depth=2).eval()
+    vision = replace(model.config.vision, image_size=224, patch_size=16, width=768, layers=2, heads=12)
+    adapter = replace(model.config.vision_adapter, input_width=768)
+    ours = Janus(replace(model.config, vision=vision, vision_adapter=adapter)).eval()
+    fill_part(ours, "vision", theirs.state_dict(), VISION)
+    pixels = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        # The same operations, which torch may order otherwise.
+        torch.testing.assert_close(ours.vision(pixels), theirs.forward_features(pixels), rtol=0, atol=1e-4)
+
+
 def test_parts_of_a_flow_are_read_by_its_own_names(flow: JanusFlow, fresh_flow: JanusFlow) -> None:
     named = named_tensors(flow, "deepseek")
     for part, stem in (("vision", FLOW_VISION), ("language", LANGUAGE)):

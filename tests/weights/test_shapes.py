@@ -4,8 +4,10 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import janus
 from janus.apps import cli
@@ -14,6 +16,7 @@ from janus.pipeline import Pipeline, _introduce_shapes
 from janus.training.worlds import shapes
 from janus.weights.hub import SHAPES, find
 
+REPOSITORY = Path(__file__).resolve().parents[2]
 SEED = 11
 COUNT = 70  # tasks of a list
 
@@ -88,21 +91,39 @@ def test_it_draws_and_answers_as_its_card_states(name: str, pipe: Pipeline, scor
     assert is_as_stated(answer(pipe, questions, None), scores["answers"][name])
 
 
-def test_its_card_has_these_scores(scores: dict[str, Any]) -> None:
-    card = (SHAPES / "README.md").read_text()
+def table_of(file: Path) -> list[list[str]]:
+    """The cells of the table of scores in a document."""
+    text = file.read_text()
+    rows = text[text.index("| task           | category") :].split("\n\n")[0].splitlines()
+    return [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+
+
+def test_documents_have_these_scores(scores: dict[str, Any]) -> None:
+    card = table_of(SHAPES / "README.md")
+    assert card == table_of(REPOSITORY / "docs" / "training.md")
+    whole = {cells[0]: cells[2:] for cells in card if cells[1] == "all"}
+    front = (REPOSITORY / "README.md").read_text()
     for part in ("drawing", "answers"):
-        for name in ("seen", "heldout"):
-            assert f"{scores[part][name]:.1%}".replace("%", " %") in card
+        for name, cell in zip(("seen", "heldout"), whole[part], strict=True):
+            assert cell.startswith(f"{scores[part][name]:.1%} (".replace("%", " %"))
+            assert f"{scores[part][name]:.0%}".replace("%", " %") in front
     assert scores["samples"] == 1000
     assert scores["split"] == "test"
 
 
-def test_the_commands_take_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    file = tmp_path / "picture.png"
-    assert cli.main(["draw", "a red circle", "--seed", "7", "-o", str(file)]) == 0
-    capsys.readouterr()
-    assert cli.main(["ask", "How many objects are there?", "-i", str(file)]) == 0
-    assert capsys.readouterr().out.strip() in ("zero", "one", "two", "three", "four")
+def test_what_a_newcomer_tries_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The words of README.md: drawn as they say, and the question about it answered."""
+    file, caption = tmp_path / "picture.png", "a red circle left of a blue square"
+    assert f'draw "{caption}" --seed 7' in (REPOSITORY / "README.md").read_text()
+    assert cli.main(["draw", caption, "--seed", "7", "-o", str(file)]) == 0
+    assert shapes.verify(np.asarray(Image.open(file)), caption)
+    for question, wanted in (("What color is the circle?", "red"), ("How many objects are there?", "two")):
+        capsys.readouterr()
+        assert cli.main(["ask", str(file), question]) == 0
+        assert capsys.readouterr().out.strip() == wanted
+
+
+def test_the_commands_take_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["info"]) == 0
     assert str(SHAPES) in capsys.readouterr().out
 
