@@ -1,4 +1,4 @@
-"""One of two processes that learn from a batch each: `parallel_rank.py FOLDER CHECKPOINT`.
+"""One of two or four processes that learn from their share of batches: `parallel_rank.py FOLDER CHECKPOINT`.
 
 It reads FOLDER/run.pt and FOLDER/whole/, which one process wrote, and writes what it has after a step of each
 kind of run to FOLDER/<kind>-<rank>.pt, and each run to FOLDER/<kind>/.
@@ -7,6 +7,7 @@ kind of run to FOLDER/<kind>-<rank>.pt, and each run to FOLDER/<kind>/.
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from janus.training.objectives import Objective, Sums, total
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import (
     Ranks,
+    _mean_in_float32,
     clip,
     computing,
     exchanging,
@@ -28,10 +30,11 @@ from janus.training.parallel import (
     ranks,
     whole,
 )
-from janus.training.parts import STAGE_3, freeze, trained
+from janus.training.parts import STAGE_1, freeze, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Parallel
 from janus.training.run import learning, tensors
+from janus.training.weigh import checkpoint_blocks
 
 KINDS = {
     "ddp": {"parallel": Parallel(kind="ddp")},
@@ -39,22 +42,26 @@ KINDS = {
     "hsdp": {"parallel": Parallel(kind="fsdp", shards=1, replicas=2)},
     "ddp-bfloat16": {"parallel": Parallel(kind="ddp"), "precision": "bfloat16"},
     "fsdp-autocast": {"parallel": Parallel(kind="fsdp"), "precision": "autocast"},
+    # As the recipes of the published stages have it, of which the first trains little.
+    "fsdp-checkpointed": {"parallel": Parallel(kind="fsdp"), "activation_checkpointing": True},
+    "fsdp-stage-1": {"parallel": Parallel(kind="fsdp"), "train": STAGE_1, "activation_checkpointing": True},
 }
+KINDS_OF_FOUR = {"hsdp-of-four": {"parallel": Parallel(kind="fsdp", shards=2, replicas=2)}}
 
 
-def one_step(recipe: Recipe, path: str, batches: list[list[Batch]], place: Ranks) -> dict[str, Any]:
-    """A step of the process, of the batches of its number in turn; -> what it ends with.
-
-    With one process, all batches are its own.
-    """
+def one_step(recipe: Recipe, path: str, batches: list[Batch], place: Ranks) -> dict[str, Any]:
+    """A step of the process, of its share of the batches in turn; -> what it ends with."""
     dtype = torch.bfloat16 if recipe.precision == "bfloat16" else torch.float32
     model = Janus.from_pretrained(path, device="cpu", dtype=dtype)
-    freeze(model, STAGE_3)
+    freeze(model, recipe.train)
+    if recipe.activation_checkpointing:
+        checkpoint_blocks(model)
     objective = parallelize(Objective(model), recipe, place)
     optimizer = build_optimizer(model, recipe.optimizer)
     average = EMA(model, 0.5)
-    turns = batches[place.rank] if place.size > 1 else [each for own in batches for each in own]
-    labels = sum(each.text_labels + each.code_labels for own in batches for each in own)
+    share = len(batches) // place.size
+    turns = batches[place.rank * share : (place.rank + 1) * share]
+    labels = sum(each.text_labels + each.code_labels for each in batches)
     losses = torch.zeros(2)
     for turn in turns:
         with exchanging(objective, turn is turns[-1]):
@@ -77,6 +84,13 @@ def one_step(recipe: Recipe, path: str, batches: list[list[Batch]], place: Ranks
     }
 
 
+def mean_of_sixteen_bits(place: Ranks) -> Tensor:
+    """The mean over processes of 1 and three times 2 ** -9, which bfloat16 loses beside it one by one."""
+    own = torch.tensor([1.0 if place.first else 2.0**-9], dtype=torch.bfloat16)
+    bucket: Any = SimpleNamespace(buffer=lambda: own)
+    return _mean_in_float32(place, bucket).wait()
+
+
 def plain(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: whole(tensor).clone() for name, tensor in values.items()}
 
@@ -85,7 +99,9 @@ def main(folder: Path, path: str) -> None:
     torch.set_num_threads(1)
     given = torch.load(folder / "run.pt", weights_only=False)  # the test's own file
     with ranks("cpu") as place:
-        for kind, changes in KINDS.items():
+        if place.size == 4:
+            torch.save(mean_of_sixteen_bits(place), folder / f"mean-{place.rank}.pt")
+        for kind, changes in (KINDS if place.size == 2 else KINDS_OF_FOUR).items():
             recipe = replace(given["recipe"], **changes)
             ended = one_step(recipe, path, given["batches"], place)
             if recipe.precision == "float32":

@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import janus
+from janus.models.llama import Block
 from janus.training import evaluation, loop, train
 from janus.training.checkpoint import newest
 from janus.training.log import read_log
@@ -191,6 +192,23 @@ def test_a_run_with_muon_goes_on_with_the_same_bits(recipe: Recipe, tmp_path: Pa
     assert whole[-1]["loss"] < whole[0]["loss"]
     quietly(replace(recipe, steps=4), tmp_path / "parts")
     assert quietly(recipe, tmp_path / "parts") == whole
+
+
+def test_blocks_that_are_compiled_learn_the_same(
+    recipe: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the compiler's own kernels, which take a minute: what is traced is what counts here."""
+    compiled = []
+
+    def traced(block: Block) -> None:
+        compiled.append(block)
+        torch.nn.Module.compile(block, backend="eager")
+
+    monkeypatch.setattr(Block, "compile", traced)
+    found = quietly(replace(recipe, compile=True, steps=2), tmp_path)
+    assert len(compiled) == 3
+    for own, expected in zip(found, records(straight)[:2], strict=True):
+        assert own["loss"] == pytest.approx(expected["loss"], rel=1e-5)
 
 
 def test_another_recipe_is_refused(straight: Path, recipe: Recipe) -> None:

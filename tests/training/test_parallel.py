@@ -1,4 +1,4 @@
-"""Two processes, one of which has text alone and the other drawings, against one process with both."""
+"""Two processes, one of which has text alone and the other drawings, and four, against one with all of it."""
 
 import runpy
 import subprocess
@@ -15,11 +15,12 @@ from janus.training import checkpoint
 from janus.training.data.example import Example
 from janus.training.data.packing import pad
 from janus.training.parallel import Ranks, mesh_shape, ranks, rows_of
+from janus.training.parts import STAGE_1, STAGE_3
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Data, Optimizer, Parallel, Source, Start
 
 PROGRAM = Path(__file__).with_name("parallel_rank.py")
-FLOAT32 = ("ddp", "fsdp", "hsdp")
+FLOAT32 = ("ddp", "fsdp", "hsdp", "fsdp-checkpointed")
 Found = dict[str, list[dict[str, Any]]]
 
 
@@ -29,7 +30,7 @@ def recipe(checkpoint: str) -> Recipe:
     return Recipe(
         task="sft",
         model=Start(checkpoint=checkpoint),
-        train=("language",),
+        train=STAGE_3,
         data=Data(sources=(source,)),
         optimizer=Optimizer(lr=1e-2),
         steps=1,
@@ -47,12 +48,14 @@ def written(
     tmp_path_factory: pytest.TempPathFactory,
     torchrun: Callable[..., subprocess.CompletedProcess[str]],
 ) -> tuple[Path, Found]:
-    """One process first, which writes a checkpoint, then two; -> the folder, and what each ended with."""
+    """One process, which writes a checkpoint, then two, then four; -> the folder, what they ended with."""
     folder = tmp_path_factory.mktemp("parallel")
     pad_id = reads.tokenizer.pad_id
     batches = [
-        [pad([make("text", 3)], pad_id), pad([make("text", 1), make("text", 2)], pad_id)],
-        [pad([make("drawing", 4)], pad_id), pad([make("understanding", 5)], pad_id)],
+        pad([make("text", 3)], pad_id),
+        pad([make("text", 1), make("text", 2)], pad_id),
+        pad([make("drawing", 4)], pad_id),
+        pad([make("understanding", 5)], pad_id),
     ]
     torch.save({"recipe": recipe, "batches": batches}, folder / "run.pt")
     alone = runpy.run_path(str(PROGRAM))["one_step"]
@@ -62,10 +65,12 @@ def written(
             alone(replace(recipe, precision=precision), checkpoint, batches, Ranks(torch.device("cpu")))
         ]
     save(folder / "whole", found["float32"][0], recipe)
-    run = torchrun(PROGRAM, folder, checkpoint)
-    assert run.returncode == 0, run.stderr
-    for kind in runpy.run_path(str(PROGRAM))["KINDS"]:
-        found[kind] = [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(2)]
+    program = runpy.run_path(str(PROGRAM))
+    for size, kinds in ((2, "KINDS"), (4, "KINDS_OF_FOUR")):
+        run = torchrun(PROGRAM, folder, checkpoint, ranks=size)
+        assert run.returncode == 0, run.stderr
+        for kind in program[kinds]:
+            found[kind] = [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(size)]
     return folder, found
 
 
@@ -75,8 +80,8 @@ def save(folder: Path, ended: dict[str, Any], recipe: Recipe) -> None:
     checkpoint.save(folder, 1, ended["tensors"], shared={}, own=own, recipe=recipe, keep=1, place=place)
 
 
-@pytest.mark.parametrize("kind", FLOAT32)
-def test_two_processes_learn_as_one(kind: str, written: tuple[Path, Found]) -> None:
+@pytest.mark.parametrize("kind", [*FLOAT32, "hsdp-of-four"])
+def test_several_processes_learn_as_one(kind: str, written: tuple[Path, Found]) -> None:
     alone = written[1]["float32"][0]
     for ended in written[1][kind]:
         torch.testing.assert_close(ended["losses"], alone["losses"], rtol=1e-6, atol=0)
@@ -84,6 +89,21 @@ def test_two_processes_learn_as_one(kind: str, written: tuple[Path, Found]) -> N
         for name, gradient in alone["gradients"].items():
             error = (ended["gradients"][name] - gradient).abs().max() / gradient.abs().max()
             assert error <= 3e-6, f"{name} is off by {error:.1e} of its largest"  # sums in another order
+
+
+def test_a_stage_that_trains_little_is_split_too(written: tuple[Path, Found]) -> None:
+    alone = written[1]["float32"][0]["gradients"]
+    for ended in written[1]["fsdp-stage-1"]:
+        assert {name.split(".")[0] for name in ended["gradients"]} == set(STAGE_1)
+        for name, gradient in ended["gradients"].items():
+            assert (gradient - alone[name]).abs().max() <= 3e-6 * alone[name].abs().max(), name
+
+
+def test_gradients_of_sixteen_bits_are_averaged_in_32(written: tuple[Path, Found]) -> None:
+    exact = torch.tensor([(1 + 3 * 2.0**-9) / 4]).bfloat16()
+    for rank in range(4):
+        assert torch.equal(torch.load(written[0] / f"mean-{rank}.pt"), exact)
+    assert exact != torch.tensor([0.25]).bfloat16()
 
 
 @pytest.mark.parametrize("kind", [*FLOAT32, "ddp-bfloat16", "fsdp-autocast"])
