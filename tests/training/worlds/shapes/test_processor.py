@@ -1,5 +1,6 @@
 """The world's tokenizer and processor files: read as released ones are, and the same for the same seed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import janus
 from janus.processing.chat import DEFAULT_SYSTEM_PROMPT
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.processor import GENERATION, SPECIAL, train_tokenizer, write_processor
+from janus.weights.hub import SHAPES
 
 SIZE = 768
 
@@ -26,6 +28,14 @@ def test_it_fills_its_vocabulary(processor: janus.Processor) -> None:
     assert processor.tokenizer.largest_id == SIZE - 1
     assert processor.config.image_size == 64
     assert processor.config.num_image_tokens == 64
+
+
+def test_it_is_that_of_the_model_that_is_shipped(processor: janus.Processor) -> None:
+    """So that a recipe's model of this world may begin with what that one sees and speaks with."""
+    ours, shipped = (
+        json.loads(files["tokenizer.json"]) for files in (processor.files, janus.load(SHAPES).processor.files)
+    )
+    assert ours == shipped
 
 
 def test_it_speaks_as_janus_pro_does(processor: janus.Processor) -> None:
