@@ -27,6 +27,7 @@ from janus.training.worlds.shapes.sampling import (
 )
 from janus.training.worlds.shapes.scene import (
     COLORS,
+    LATTICE,
     SHAPES,
     STATED_RATIO,
     Kind,
@@ -80,6 +81,13 @@ WHERE = (
     "relative to the {b}, where is the {a}?",
     "in which direction from the {b} is the {a}?",
 )
+MIDDLE = (
+    "middle of the picture",
+    "center of the picture",
+    "centre of the picture",
+    "middle",
+    "center",
+)
 DESCRIBE = (
     "describe the picture.",
     "describe the image.",
@@ -131,25 +139,34 @@ def ask_further(rng: Generator, first: Asked, count: int, categories: Sequence[s
     """Up to `count` questions about the scene of a first one; fewer where it suits fewer.
 
     Each is of a category of its own or, if some are given, of one of these; none is like another, or the
-    first, in its category and what it is about. As in `ask`, they name no kind that is held out unless the
-    scene has it. ValueError for an unknown category.
+    first, in its category and what it is about, nor does it ask about two things the other way round, which
+    the answer before gives away. As in `ask`, they name no kind that is held out unless the scene has it.
+    ValueError for an unknown category.
     """
     for category in categories:
-        require_category(category, QUESTION_CATEGORIES)
+        require_category(category, TAUGHT_CATEGORIES)
     scene, reason = first.scene, first.held_out
     source = _Source(rng, reason)
     if categories:
         chosen = [pick(rng, categories) for _ in range(count)]
     else:
         chosen = [QUESTION_CATEGORIES[number] for number in rng.permutation(len(QUESTION_CATEGORIES))[:count]]
-    found = {(first.category, first.about): first}
+    found = {_asked_of(first): first}
     for category in chosen:
         written = _FURTHER[category](source, scene)
         if written is not None:
             _, question, answer, about = written
             asked = Asked(scene, vary_case(rng, question), answer, category, about, reason)
-            found.setdefault((category, about), asked)
+            found.setdefault(_asked_of(asked), asked)
     return list(found.values())[1:]
+
+
+def _asked_of(asked: Asked) -> tuple[str, frozenset[int] | tuple[Thing, ...]]:
+    """The category and what it is about: of places the objects, however they are named, in whatever order."""
+    if asked.category not in ("where", "place"):
+        return asked.category, asked.about
+    fits = (number for number, item in enumerate(asked.scene) if any(each.fits(item) for each in asked.about))
+    return asked.category, frozenset(fits)
 
 
 @dataclass(frozen=True)
@@ -361,6 +378,23 @@ def _where_in(source: _Source, scene: Scene) -> Written | None:
     return scene, pick(rng, WHERE).format(a=words[0], b=words[1]), answer, about
 
 
+def _place(source: _Source) -> Written:
+    return _about_some(source, _place_in)
+
+
+def _place_in(source: _Source, scene: Scene) -> Written | None:
+    """As "where", from the middle of the picture: of one thing, before there are two to be told apart."""
+    rng = source.rng
+    item = pick(rng, source.subjects(scene))
+    middle = Object("circle", "black", "small", LATTICE / 2, LATTICE / 2)
+    answer, names = relation(item, middle, STATED_RATIO), _references(scene, item)
+    if answer is None or not names:
+        return None
+    about = pick(rng, names)
+    question = pick(rng, WHERE).format(a=_words(rng, about), b=pick(rng, MIDDLE))
+    return scene, question, answer, (about,)
+
+
 def _references(scene: Scene, item: Object) -> list[Thing]:
     """The ways of naming an object that fit no other."""
     ways = [Thing(item.shape), Thing(color=item.color), Thing(item.shape, item.color)]
@@ -389,6 +423,7 @@ _WRITERS: dict[str, Callable[[_Source], Written]] = {
     "exists": _exists,
     "where": _where,
     "describe": _describe,
+    "place": _place,
 }
 # The same questions about a scene that is there already; None where they cannot be asked about it.
 _FURTHER: dict[str, About] = {
@@ -400,5 +435,8 @@ _FURTHER: dict[str, About] = {
     "exists": _exists_further,
     "where": _where_in,
     "describe": _describe_in,
+    "place": _place_in,
 }
-QUESTION_CATEGORIES = tuple(_WRITERS)
+TAUGHT_CATEGORIES = tuple(_WRITERS)
+# What models are judged by, and training asks where nothing is chosen.
+QUESTION_CATEGORIES = tuple(category for category in TAUGHT_CATEGORIES if category != "place")
