@@ -22,7 +22,8 @@ from janus.training.feed import parts_of, vq_of
 from janus.training.objectives import Sums, figures
 from janus.training.parallel import computing
 from janus.training.parts import at_rest
-from janus.training.recipe_sections import Data, Evaluation
+from janus.training.recipe_sections import Data
+from janus.training.recipe_watch import Evaluation
 from janus.training.run import Run, shown
 from janus.training.worlds import shapes
 

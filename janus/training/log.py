@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from janus.files import write_whole
-from janus.training.recipe_sections import Asked, Log
+from janus.training.recipe_watch import Asked, Log
 from janus.training.worlds.shapes import Question
 
 FILE = "log.jsonl"

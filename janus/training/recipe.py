@@ -1,7 +1,8 @@
 """A recipe: all that decides what a run of training computes, as frozen data.
 
-Every section fits its own fields (`recipe_fields`, `recipe_sections`), and `Recipe` sees to what they say
-together. Read from TOML or YAML, and written, in `recipe_file`. Numbers of the papers: `recipes/`.
+Every section fits its own fields (`recipe_fields`; `recipe_sections`, `recipe_learning`, `recipe_watch`), and
+`Recipe` sees to what they say together. Read from TOML or YAML, and written, in `recipe_file`. Numbers of the
+papers: `recipes/`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,7 @@ from janus.training.recipe_fields import NONE, RecipeError, Section, number, sho
 from janus.training.recipe_learning import FlowLearning, Reinforcement, VAELearning, VQLearning
 from janus.training.recipe_sections import (
     BACKBONE,
-    Checkpoints,
     Data,
-    Defaults,
-    Evaluation,
-    Log,
     LoRA,
     LossWeights,
     Optimizer,
@@ -31,6 +28,7 @@ from janus.training.recipe_sections import (
     Schedule,
     Start,
 )
+from janus.training.recipe_watch import Checkpoints, Defaults, Evaluation, Log
 
 if TYPE_CHECKING:
     from janus.training.vae import VAETraining

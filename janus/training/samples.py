@@ -9,7 +9,7 @@ from janus.pipeline import Pipeline
 from janus.processing.processor import Processor
 from janus.training.parts import AnyModel
 from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Asked, Log
+from janus.training.recipe_watch import Asked, Log
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.raster import LEAST_SIDE
 

@@ -14,7 +14,8 @@ from janus.training import checkpoint
 from janus.training.checkpoint import newest, optimizer_tensors, random_state, save, set_random_state
 from janus.training.parallel import Ranks
 from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Checkpoints, Data, Log, Optimizer, Parallel, Source, Start
+from janus.training.recipe_sections import Data, Optimizer, Parallel, Source, Start
+from janus.training.recipe_watch import Checkpoints, Log
 
 ALONE = Ranks(torch.device("cpu"))
 Write = Callable[..., Path]

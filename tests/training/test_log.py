@@ -24,7 +24,7 @@ from janus.training.log import (
     progress_line,
     read_log,
 )
-from janus.training.recipe_sections import Asked, Log
+from janus.training.recipe_watch import Asked, Log
 from janus.training.worlds import shapes
 
 

@@ -15,6 +15,16 @@ from janus.training.worlds.shapes.held_out import (
     Reason,
     is_held_out_pair,
 )
+from janus.training.worlds.shapes.question_texts import (
+    ALL_NOUNS,
+    COLOR,
+    COUNT,
+    DESCRIBE,
+    EXISTS,
+    MIDDLE,
+    SHAPE,
+    WHERE,
+)
 from janus.training.worlds.shapes.sampling import (
     MOST,
     HeldOut,
@@ -38,67 +48,6 @@ from janus.training.worlds.shapes.scene import (
 )
 from janus.training.worlds.shapes.words import spell, with_article
 
-COUNT = (
-    "how many {} are there?",
-    "how many {} are in the picture?",
-    "how many {} do you see?",
-    "how many {} does the picture show?",
-    "count the {}.",
-    "what is the number of {}?",
-    "tell me how many {} there are.",
-)
-COLOR = (
-    "what color is the {}?",
-    "what colour is the {}?",
-    "which color does the {} have?",
-    "what is the color of the {}?",
-    "what is the colour of the {}?",
-    "tell me the color of the {}.",
-)
-SHAPE = (
-    "what shape is the {}?",
-    "which shape is the {}?",
-    "what is the {}?",
-    "what is the shape of the {}?",
-    "which shape does the {} have?",
-    "tell me the shape of the {}.",
-)
-EXISTS = (
-    "is there {a}?",
-    "is there {a} in the picture?",
-    "do you see {a}?",
-    "can you see {a} here?",
-    "does the picture contain {a}?",
-    "does the picture show {a}?",
-    "are there any {plural}?",
-    "are there any {plural} in the picture?",
-)
-WHERE = (
-    "where is the {a} relative to the {b}?",
-    "where is the {a} compared to the {b}?",
-    "where is the {a} as seen from the {b}?",
-    "where does the {a} lie with respect to the {b}?",
-    "relative to the {b}, where is the {a}?",
-    "in which direction from the {b} is the {a}?",
-)
-MIDDLE = (
-    "middle of the picture",
-    "center of the picture",
-    "centre of the picture",
-    "middle",
-    "center",
-)
-DESCRIBE = (
-    "describe the picture.",
-    "describe the image.",
-    "describe what you see.",
-    "what is in the picture?",
-    "what do you see?",
-    "what does the picture show?",
-    "list the objects in the picture.",
-    "what is shown here?",
-)
-ALL_NOUNS = ("objects", "objects", "things", "figures")  # not "shapes": two circles could count as one
 REPEATED = 0.3  # how often a further object is of an earlier one's kind
 NONE_AT_ALL = 0.12  # how often the answer to "how many" is zero
 
