@@ -94,8 +94,11 @@ def load_picture(
     return _finish(lambda: Image.open(path), str(path), corrected, background)
 
 
-def square_picture(picture: Image.Image, size: int) -> Image.Image:
-    """The centre of a picture, size x size RGB: short side resized to `size` (bicubic), long side cropped."""
+def square_picture(picture: Image.Image, size: int, *, at: float = 0.5) -> Image.Image:
+    """A square of a picture, size x size RGB: short side resized to `size` (bicubic), long side cropped.
+
+    `at` says where along the long side, from 0 to 1: its centre.
+    """
     if size <= 0:
         raise ValueError(f"size is {size}: a positive number of pixels is needed")
     short = min(picture.size)
@@ -106,7 +109,7 @@ def square_picture(picture: Image.Image, size: int) -> Image.Image:
         picture = picture.crop((x, y, picture.width - x, picture.height - y))
     scale = size / short
     width, height = (max(size, round(side * scale)) for side in picture.size)
-    left, top = (width - size) // 2, (height - size) // 2
+    left, top = int((width - size) * at), int((height - size) * at)
     resized = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
     return resized.crop((left, top, left + size, top + size))
 

@@ -20,7 +20,7 @@ from janus.models.vae import VAE
 from janus.models.vq import VQ
 from janus.processing.image import load_picture, square_picture, to_signed_pixels
 from janus.processing.processor import Processor
-from janus.training.data.documents import Builder
+from janus.training.data.documents import Builder, Crop, crop_at
 from janus.training.data.limits import Guard
 from janus.training.data.loader import Loader, Places
 from janus.training.data.mixture import Mixture, Part, Source
@@ -55,6 +55,7 @@ def documents(
         guard=Guard(recipe.data.sequence_length, recipe.data.overlong),
         geometry=geometry,
         prompt_dropout=recipe.data.prompt_dropout,
+        crop=recipe.data.crop,
     )
     parts = parts_of(recipe.data, side=model.config.picture_size, vq=vq_of(model), geometry=geometry)
     return Loader(
@@ -166,13 +167,15 @@ def _conversation(turns: Sequence[tuple[str, str]], picture: Any = None) -> Mapp
 class Pictures:
     """Endless batches of pictures alone, (B, 3, S, S) in [-1, 1]; resumed as a `Loader` is."""
 
-    def __init__(self, mixture: Mixture, *, size: int, rows: int, workers: int = 0) -> None:
-        self.mixture, self.size, self.rows, self.workers = mixture, size, rows, workers
+    def __init__(
+        self, mixture: Mixture, *, size: int, rows: int, workers: int = 0, crop: Crop = "center"
+    ) -> None:
+        self.mixture, self.size, self.rows, self.workers, self.crop = mixture, size, rows, workers, crop
         self.place = 0
 
     def __iter__(self) -> Iterator[Tensor]:
         reads: DataLoader[Any] = DataLoader(
-            _Squares(self.mixture, self.size),
+            _Squares(self.mixture, self.size, self.crop),
             batch_size=None,
             sampler=Places(self.place, self.rows),
             num_workers=self.workers,
@@ -197,8 +200,8 @@ class Pictures:
 class _Squares(Dataset[tuple[Tensor | None, Exception | None]]):
     """The pictures at given places, or the error to be raised in the main process."""
 
-    def __init__(self, mixture: Mixture, size: int) -> None:
-        self.mixture, self.size = mixture, size
+    def __init__(self, mixture: Mixture, size: int, crop: Crop) -> None:
+        self.mixture, self.size, self.crop = mixture, size, crop
 
     def __getitem__(self, places: Sequence[int]) -> tuple[Tensor | None, Exception | None]:
         try:
@@ -212,7 +215,8 @@ class _Squares(Dataset[tuple[Tensor | None, Exception | None]]):
         if not isinstance(row, Drawing) or row.picture is None:
             raise ValueError(f"{row.where}: no prompt with an image, which is what a tokenizer learns from")
         try:
-            return to_signed_pixels(square_picture(load_picture(row.picture), self.size))
+            picture = load_picture(row.picture)
+            return to_signed_pixels(square_picture(picture, self.size, at=crop_at(self.crop, draw)))
         except (ValueError, FileNotFoundError) as error:
             raise located(error, row.where) from error
 
@@ -223,5 +227,6 @@ def pictures(recipe: Recipe, size: int, place: Ranks) -> Pictures:
         Mixture(parts_of(recipe.data, side=size), seed=recipe.seed, rank=place.rank, ranks=place.size),
         size=size,
         rows=rows_of(recipe, place.size),
+        crop=recipe.data.crop,
         workers=recipe.data.workers,
     )

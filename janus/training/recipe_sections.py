@@ -156,6 +156,7 @@ class Data(Section):
     Every step mixes the tasks of the `sources` at the `ratio`. Sequences are of at most `sequence_length`
     tokens, several documents in a row if `packing`. A document that is longer (`overlong`) is left out
     ("drop"), stops the run ("error") or loses the end of its text, never of a picture ("truncate_text").
+    Pictures to be drawn are squares: the middle of what there is (`crop` "center"), or another ("random").
     `prompt_dropout` is the share of drawing prompts that are replaced by padding, for
     guidance. `workers` are the processes that read.
     """
@@ -165,6 +166,7 @@ class Data(Section):
     sequence_length: int = number(4096, least=2)
     packing: bool = True
     overlong: Literal["drop", "error", "truncate_text"] = "drop"
+    crop: Literal["center", "random"] = "center"
     prompt_dropout: float = number(0.1, least=0, most=1)
     workers: int = number(2, least=0)
 

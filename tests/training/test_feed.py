@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from janus.processing.image import load_picture, square_picture, to_signed_pixels
+from janus.training.data.documents import crop_at
 from janus.training.data.mixture import Mixture, Part
 from janus.training.data.rows import Conversation, Drawing
 from janus.training.data.sources import JsonLines, Table
@@ -160,6 +161,17 @@ def test_pictures_are_those_of_the_order_cropped_to_squares(rows: Path) -> None:
         row = loader.mixture.parts[0].source.row(loader.mixture.draw(place).index, 0)
         assert torch.equal(square, to_signed_pixels(square_picture(load_picture(row.picture), 8)))
     assert loader.place == 8
+
+
+def test_pictures_may_be_cropped_anywhere(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (8, 64, 3), dtype=np.uint8)
+    mixture = Mixture([Part(Table([{"prompt": "a", "image": noise}], "one"), 1.0)], seed=0)
+    (batch,) = islice(Pictures(mixture, size=8, rows=20, crop="random"), 1)
+    places = [crop_at("random", mixture.draw(place)) for place in range(20)]
+    assert min(places) < 0.25
+    assert max(places) > 0.75
+    for at, square in zip(places, batch, strict=True):
+        assert torch.equal(square, to_signed_pixels(square_picture(load_picture(noise), 8, at=at)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -22,18 +23,20 @@ from janus.training.data.outline import Geometry, Task, outline
 from janus.training.data.packing import together
 from janus.training.data.rows import located
 
+Crop = Literal["center", "random"]
 ATTEMPTS = 100  # rows in turn that may be unusable before the data, not a row, must be at fault
 
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """How rows become examples: formats, lengths, and the share of drawings that learn without a prompt."""
+    """How rows become examples: formats, lengths, squares, and how many drawings learn without a prompt."""
 
     processor: Processor
     guard: Guard
     geometry: Geometry | None = None
     system: str | None = None
     prompt_dropout: float = 0.1
+    crop: Crop = "center"
 
     def __post_init__(self) -> None:
         require_number("prompt_dropout", self.prompt_dropout, "a number from 0 to 1", 0, 1)
@@ -42,6 +45,11 @@ class Builder:
             raise ValueError(
                 f"the limit of {self.guard.limit} tokens is over the model's window of {window}: lower it"
             )
+
+
+def crop_at(crop: Crop, draw: Draw) -> float:
+    """Where along its long side a picture that is to be drawn is cropped, from 0 to 1."""
+    return 0.5 if crop == "center" else hashed("crop", draw.seed) / 2**64
 
 
 @dataclass(frozen=True)
@@ -99,7 +107,8 @@ class Documents(Dataset[list[Read]]):
             return None, 0
         try:
             seed = hashed("noise", draw.seed) >> 1  # as many bits as int64 has without its sign
-            example = decode(kept, builder.processor, builder.geometry, seed=seed)
+            at = crop_at(builder.crop, draw)
+            example = decode(kept, builder.processor, builder.geometry, seed=seed, crop_at=at)
             return example, int(kept is not whole)
         except (ValueError, FileNotFoundError) as error:
             raise located(error, row.where) from error

@@ -60,15 +60,23 @@ class Example:
 
 
 def decode(
-    outline: Outline, processor: Processor, geometry: Geometry | None = None, *, seed: int = 0
+    outline: Outline,
+    processor: Processor,
+    geometry: Geometry | None = None,
+    *,
+    seed: int = 0,
+    crop_at: float = 0.5,
 ) -> Example:
     """Read the pictures: those seen go through the processor, those drawn are cropped to a square.
 
-    Raises FileNotFoundError or ValueError for a picture that cannot be read.
+    `crop_at`, from 0 to 1, says where along the long side. Raises FileNotFoundError or ValueError for a
+    picture that cannot be read.
     """
     side, drawn = processor.config.image_size, geometry.size if geometry else 0
     seen = [processor.image(picture) for picture in outline.pictures]
-    targets = [] if outline.picture is None else [picture_target(outline.picture, processor, drawn)]
+    targets = []
+    if outline.picture is not None:
+        targets.append(picture_target(outline.picture, processor, drawn, at=crop_at))
     return Example(
         ids=outline.ids,
         labels=outline.labels,
@@ -84,14 +92,14 @@ def decode(
     )
 
 
-def picture_target(picture: Any, processor: Processor, size: int) -> Tensor:
+def picture_target(picture: Any, processor: Processor, size: int, *, at: float = 0.5) -> Tensor:
     """What is to be drawn, (3, size, size) in [-1, 1]: the short side resized, the long one cropped.
 
     Not the way of pictures that are seen: padded, they would teach the model to draw the padding.
     """
     image = processor.image
     loaded = load_picture(picture, corrected=image.corrected, background=image.config.background)
-    return to_signed_pixels(square_picture(loaded, size))
+    return to_signed_pixels(square_picture(loaded, size, at=at))
 
 
 def conversation_example(

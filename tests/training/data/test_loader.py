@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from janus.processing.processor import Processor
-from janus.training.data.documents import Builder, Documents, Read, join, split
+from janus.training.data.documents import Builder, Crop, Documents, Read, join, split
 from janus.training.data.limits import Guard
 from janus.training.data.loader import Loader, reshard
 from janus.training.data.mixture import Mixture, Part
@@ -243,6 +243,26 @@ def test_a_tenth_of_the_prompts_is_dropped(processor: Processor, geometry: Geome
     assert list(dropped(0.1, 100, seed=1)) != thousand[:100]
     assert not any(dropped(0.0, 50))
     assert all(dropped(1.0, 50))
+
+
+def test_squares_are_of_the_middle_or_of_anywhere(processor: Processor, geometry: Geometry) -> None:
+    """Of a picture whose columns are its numbers, each wherever its draw says, and there every time."""
+    side = geometry.size
+    wide = np.broadcast_to(np.arange(3 * side, dtype=np.uint8)[None, :, None], (side, 3 * side, 3))
+    mixed = Mixture([Part(Table([{"prompt": "a", "image": wide}], "one"), 1)], seed=0)
+
+    def first_columns(crop: Crop, count: int) -> list[int]:
+        builder = Builder(processor=processor, guard=Guard(200), geometry=geometry, crop=crop)
+        examples = [Documents(mixed, builder).read(place).example for place in range(count)]
+        assert all(example is not None for example in examples)
+        return [round(float((example.targets[0, 0, 0, 0] + 1) * 127.5)) for example in examples if example]
+
+    assert first_columns("center", 5) == [side] * 5
+    found = first_columns("random", 60)
+    assert found == first_columns("random", 60)
+    assert min(found) < side / 2
+    assert max(found) > 3 * side / 2
+    assert len(set(found)) > 20
 
 
 def test_a_row_of_another_task_is_refused(builder: Builder) -> None:
