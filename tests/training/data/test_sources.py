@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from janus.processing.image import load_picture
 from janus.training.data.rows import Conversation, Drawing, Text
 from janus.training.data.sources import JsonLines, Table, World, hugging_face
 
@@ -190,6 +191,26 @@ def test_hugging_face_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         hugging_face(str(tmp_path), split="test")
     (tmp_path / "dataset_dict.json").rename(tmp_path / "state.json")
     assert hugging_face(str(tmp_path)).row(0) == Text("from disk")
+
+
+def test_datasets_own_rows(picture: Path, tmp_path: Path) -> None:
+    """Where the package is installed: a column of pictures, saved to disk, and files that it reads itself."""
+    datasets = pytest.importorskip("datasets")
+    features = datasets.Features({"caption": datasets.Value("string"), "image": datasets.Image()})
+    rows = {"caption": ["a", "b"], "image": [str(picture), str(picture)]}
+    made = datasets.Dataset.from_dict(rows, features=features)
+    datasets.DatasetDict({"train": made}).save_to_disk(tmp_path / "saved")
+    table = hugging_face(str(tmp_path / "saved"), columns={"prompt": "caption"})
+    assert table.size == 2
+    row = table.row(1)
+    assert isinstance(row, Drawing)
+    assert row.prompt == "b"
+    assert np.array_equal(np.asarray(load_picture(row.picture)), np.asarray(load_picture(picture)))
+    (tmp_path / "files").mkdir()
+    write(tmp_path / "files" / "train.jsonl", {"text": "plain"})
+    assert hugging_face(str(tmp_path / "files"), cache_dir=str(tmp_path / "cache")).row(0) == Text("plain")
+    with pytest.raises(ValueError, match=r"\[test\] cannot be loaded as a Hugging Face dataset"):
+        hugging_face(str(tmp_path / "files"), split="test", cache_dir=str(tmp_path / "cache"))
 
 
 def test_a_picture_in_a_line(picture: Path, tmp_path: Path) -> None:
