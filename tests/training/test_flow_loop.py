@@ -28,6 +28,7 @@ from janus.training.recipe_file import dump, read_recipe
 from janus.training.recipe_sections import KINDS, Data, LoRA, LossWeights, Ratio, Source, Start
 from janus.training.run import begin
 from janus.training.start import start_janus, start_processor
+from janus.weights.hub import SHAPES
 from janus.weights.vae import load_vae, own_vae
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
@@ -257,10 +258,14 @@ def test_keys_of_the_other_family_are_told_when_the_checkpoint_is_read(
 
 
 def test_random_weights_of_a_seed_and_a_processor_of_a_world(recipe: Recipe) -> None:
-    shapes = read_recipe("shapes-flow")
-    processor = start_processor(shapes.model)
+    shipped = read_recipe("shapes-flow")
+    processor = start_processor(shipped.model)
     assert processor.config.marks_start
     assert processor.tokenizer.largest_id == 767
+    speaks = janus.Janus.from_pretrained(SHAPES, device="cpu", dtype="float32").language.state_dict()
+    begun = start_janus(shipped, processor, ALONE.device).language.state_dict()
+    assert all(torch.equal(tensor, speaks[name]) for name, tensor in begun.items())
+    shapes = replace(shipped, model=replace(shipped.model, backbone=None))
     one, again = (start_janus(shapes, processor, ALONE.device) for _ in range(2))
     other = start_janus(replace(shapes, seed=1), processor, ALONE.device)
     assert isinstance(one, JanusFlow)

@@ -9,13 +9,13 @@ import pytest
 
 from janus.models.janus import Janus
 from janus.processing.processor import Processor
-from janus.training.data.check import run
 from janus.training.data.open import open_source
 from janus.training.data.outline import Geometry
 from janus.training.data.pretokenize import Codes, pretokenize
 from janus.training.data.rows import Text
 from janus.training.data.shards import TarShards
 from janus.training.data.sources import Joined, JsonLines, Table
+from janus.training.prepare import Purpose, check_file
 
 
 def write(path: Path, *texts: str) -> str:
@@ -40,7 +40,7 @@ def test_lines_alone_and_together(tmp_path: Path) -> None:
 def test_rejected_lines_are_passed_over(tmp_path: Path, folder: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "a"}\nbroken\n{"text": "b"}\n')
-    assert run(path, model=folder, skip_bad=True) == 0
+    assert check_file(path, Purpose.of(str(folder), None), skip_bad=True) == 0
     for name in (str(path), str(tmp_path / "*.jsonl")):
         source = open_source(name)
         assert [source.row(index, 0) for index in range(source.size or 0)] == [Text("a"), Text("b")]
