@@ -97,7 +97,7 @@ def load_picture(
 def square_picture(picture: Image.Image, size: int, *, at: float = 0.5) -> Image.Image:
     """A square of a picture, size x size RGB: short side resized to `size` (bicubic), long side cropped.
 
-    `at` says where along the long side, from 0 to 1: its centre.
+    `at`, from 0 to 1, says where along the long side (0.5: its centre).
     """
     if size <= 0:
         raise ValueError(f"size is {size}: a positive number of pixels is needed")

@@ -55,7 +55,9 @@ def block_matrices(learning: Mapping[str, nn.Parameter]) -> dict[str, nn.Paramet
     return {
         name: weight
         for name, weight in learning.items()
-        if weight.ndim == 2 and not BLOCKS.isdisjoint(name.split(".")) and not name.startswith(ALIGNMENT)
+        if weight.ndim == 2
+        and not BLOCKS.isdisjoint(name.split("."))
+        and not name.startswith(f"{ALIGNMENT}.")
     }
 
 

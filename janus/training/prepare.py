@@ -12,7 +12,6 @@ import torch
 
 from janus.checks import require_whole
 from janus.config import AnyConfig, JanusConfig
-from janus.models.vq import VQ
 from janus.training.data.check import check, format_report
 from janus.training.data.open import REJECTS, open_source
 from janus.training.data.outline import Geometry
@@ -98,13 +97,13 @@ def tokenize_drawings(
     config = purpose.config()
     if not isinstance(config, JanusConfig):
         raise ValueError("a JanusFlow draws latents, not codes: its pictures cannot be turned into codes")
+    rows = open_source(source)  # before any weight is read
     path = purpose.start.vq or purpose.start.checkpoint
     if path is None:
         raise ValueError("the recipe's tokenizer is of random weights: name a trained one as model.vq")
-    vq: VQ = load_vq(path, config.vq).to(device)
     pretokenize(
-        open_source(source),
-        vq,
+        rows,
+        load_vq(path, config.vq).to(device),
         folder,
         processor=start_processor(purpose.start),
         geometry=Geometry.of(config),

@@ -153,9 +153,9 @@ class Recipe(Section):
             ("loss",): self.loss != LossWeights(),
             ("evaluate",): self.evaluate is not None,
             ("defaults",): self.defaults is not None,
+            ("model", "code_embedding"): self.model.code_embedding != "random",
+            ("log", "prompts"): bool(self.log.prompts),
         }
-        own[("model", "code_embedding")] = self.model.code_embedding != "random"
-        own[("log", "prompts")] = bool(self.log.prompts)
         for each in fields(Data):  # how documents are laid out, and here are none
             if each.name in ("sequence_length", "packing", "overlong", "prompt_dropout"):
                 own[("data", each.name)] = getattr(self.data, each.name) != each.default
