@@ -114,12 +114,14 @@ def open_described(
         "color": source.color,
         "categories": source.categories,
         "places": source.places,
+        "nameless": source.nameless,
     }
     make: Callable[..., Mapping[str, Any]] = partial(_shapes_conversation, **options)
     if source.task == "drawing":
         make = partial(_shapes_drawing, **options)
     places = None if source.places == "grid" else source.places
-    described = ", ".join(filter(None, (source.task, *source.categories, source.color, places)))
+    nameless = "nameless" if source.nameless else None
+    described = ", ".join(filter(None, (source.task, *source.categories, source.color, places, nameless)))
     return World(make, f"shapes ({described})")
 
 
@@ -130,9 +132,12 @@ def _shapes_drawing(
     color: str | None,
     categories: Sequence[str],
     places: shapes.Places,
+    nameless: bool,
 ) -> Mapping[str, Any]:
     category = pick(random, categories or shapes.CATEGORIES)
-    drawn = shapes.drawing(random, category=category, side=side, color=color, places=places)
+    drawn = shapes.drawing(
+        random, category=category, side=side, color=color, places=places, nameless=nameless
+    )
     return {"prompt": drawn.caption, "image": drawn.picture}
 
 
@@ -143,8 +148,11 @@ def _shapes_conversation(
     color: str | None,
     categories: Sequence[str],
     places: shapes.Places,
+    nameless: bool,
 ) -> Mapping[str, Any]:
-    spoken = shapes.conversation(random, categories=categories, color=color, places=places, side=side)
+    spoken = shapes.conversation(
+        random, categories=categories, color=color, places=places, nameless=nameless, side=side
+    )
     return _conversation(spoken.turns, spoken.picture)
 
 

@@ -90,8 +90,9 @@ class Source(Section):
     is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
     of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; of some of its
     `categories`, all alike if none are named, and many questions about each picture if some are; with
-    objects on its grid or at other `places`, on the finer lattice or anywhere). Among the sources of one
-    task, examples are drawn in proportion to `weight`.
+    objects on its grid or at other `places`, on the finer lattice or anywhere; with `nameless` among them
+    things whose shape or colour has no name of its own). Among the sources of one task, examples are drawn
+    in proportion to `weight`.
     """
 
     task: Kind
@@ -103,6 +104,7 @@ class Source(Section):
     color: str | None = None
     categories: tuple[str, ...] = ()
     places: Literal["grid", "lattice", "anywhere"] = "grid"
+    nameless: bool = False
     weight: float = number(1.0, above=0)
 
     def check(self) -> None:
@@ -125,6 +127,9 @@ class Source(Section):
         if self.places != "grid" and (self.world is None or self.task == "text"):
             text = f"{show(self.places)} is of pictures of a world: give a world, or leave it out"
             raise RecipeError(("places",), text)
+        if self.nameless and (self.world is None or self.task == "text"):
+            text = "is of pictures of a world: give a world, or leave it out"
+            raise RecipeError(("nameless",), text)
         if self.dataset is None and self.columns is not None:
             raise RecipeError(("columns",), "are of a dataset: give one, or leave them out")
 

@@ -85,7 +85,7 @@ class Evaluation(Section):
             if source.task == "text":
                 text = '"text" has nothing to verify: give "drawing" or "understanding"'
                 raise RecipeError(("sources", place, "task"), text)
-            for name, usual in (("categories", ()), ("places", "grid"), ("weight", 1.0)):
+            for name, usual in (("categories", ()), ("places", "grid"), ("nameless", False), ("weight", 1.0)):
                 if getattr(source, name) != usual:
                     text = 'says nothing to evaluator = "shapes", whose lists are fixed: take it out'
                     raise RecipeError(("sources", place, name), text)

@@ -113,6 +113,21 @@ def test_a_world_off_the_grid() -> None:
     assert asked.messages[-1]["content"] == spoken.turns[-1][1]
 
 
+def test_a_world_with_nameless_things() -> None:
+    source = open_described(Source(task="drawing", world="shapes", nameless=True), side=64)
+    rows = [source.row(0, seed) for seed in range(40)]
+    prompts = [row.prompt for row in rows if isinstance(row, Drawing)]
+    assert prompts == [
+        shapes.drawing(np.random.default_rng(seed), nameless=True).caption for seed in range(40)
+    ]
+    assert any("blob" in prompt for prompt in prompts)
+    assert source.name == "shapes (drawing, nameless)"
+    seen = open_described(Source(task="understanding", world="shapes", nameless=True), side=64)
+    asked, spoken = seen.row(0, 5), shapes.conversation(np.random.default_rng(5), nameless=True)
+    assert isinstance(asked, Conversation)
+    assert asked.messages[-1]["content"] == spoken.turns[-1][1]
+
+
 def test_worlds_of_three_tasks_are_three_sources() -> None:
     kinds: Any = ("drawing", "understanding", "text")
     parts = parts_of(Data(sources=tuple(Source(task=kind, world="shapes") for kind in kinds)), side=64)

@@ -400,6 +400,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "data.sources.0.places",
         '"lattice" is of pictures of a world: give a world, or leave it out',
     ),
+    "nameless-text": (
+        changed(JANUS, data__sources=[{"task": "text", "world": "shapes", "nameless": True}]),
+        "data.sources.0.nameless",
+        "is of pictures of a world: give a world, or leave it out",
+    ),
+    "evaluate-nameless": (
+        changed(JANUS, evaluate={"evaluator": "shapes", "sources": [{**DRAWN, "nameless": True}]}),
+        "evaluate.sources.0.nameless",
+        'says nothing to evaluator = "shapes", whose lists are fixed: take it out',
+    ),
     "evaluate": (
         changed(JANUS, evaluate={"evaluator": "loss"}),
         "evaluate.sources",

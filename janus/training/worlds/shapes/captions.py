@@ -7,12 +7,11 @@ from numpy.random import Generator
 from janus.training.worlds.shapes.draws import chance, pick
 from janus.training.worlds.shapes.scene import INVERSE, Scene, Spec, Thing
 from janus.training.worlds.shapes.words import (
-    ANY_NOUNS,
     ITS_PHRASES,
-    NOUNS,
     RELATION_PHRASES,
     SIZE_WORDS,
     join_list,
+    nouns_of,
     plain_name,
     spell,
     with_article,
@@ -109,7 +108,7 @@ def name_thing(rng: Generator, thing: Thing) -> str:
 
 def name_noun(rng: Generator, thing: Thing) -> str:
     """The noun alone, in the number of the thing's count; mostly the plain one."""
-    nouns = NOUNS[thing.shape] if thing.shape else ANY_NOUNS
+    nouns = nouns_of(thing.shape)
     return (nouns[0] if chance(rng, 0.75) else pick(rng, nouns))[thing.count > 1]
 
 

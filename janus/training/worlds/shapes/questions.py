@@ -71,15 +71,19 @@ def ask(
     held_out: HeldOut = False,
     color: str | None = None,
     places: Places = "grid",
+    nameless: bool = False,
 ) -> Asked:
     """A question of a category about a new scene, which is held out or not as in `sample`.
 
     What is not held out does not name a kind that is. The questions of held-out scenes are about the objects
     that make them so, save those that ask about all objects or about what is absent. With `color` at least
-    one object of the scene has it. ValueError for an unknown category or reason.
+    one object of the scene has it; with `nameless` things without a name of their own are among them
+    (`any_kind`). ValueError for an unknown category or reason, and for what is nameless and held out.
     """
     require_category(category, tuple(_WRITERS))
-    source = _Source(rng, choose_reason(rng, held_out), color, places)
+    if nameless and held_out:
+        raise ValueError(f"nameless and held_out {held_out!r} exclude each other: leave one out")
+    source = _Source(rng, choose_reason(rng, held_out), color, places, nameless)
     scene, question, answer, about = _WRITERS[category](source)
     return Asked(scene, vary_case(rng, question), answer, category, about, source.wanted)
 
@@ -126,6 +130,10 @@ class _Source:
     wanted: Reason | None
     color: str | None = None
     places: Places = "grid"
+    nameless: bool = False
+
+    def kind(self, color: str | None = None) -> Kind:
+        return any_kind(self.rng, color, self.nameless)
 
     def count(self, least: int = 1) -> int:
         return whole(self.rng, max(least, 2 if self.wanted == "pair" else 1), MOST)
@@ -137,9 +145,9 @@ class _Source:
         """Objects of any kinds, some of them alike."""
 
         def propose() -> list[Kind]:
-            kinds = [any_kind(self.rng, self.color)]
+            kinds = [self.kind(self.color)]
             for _ in range(count - 1):
-                kinds.append(pick(self.rng, kinds) if chance(self.rng, REPEATED) else any_kind(self.rng))
+                kinds.append(pick(self.rng, kinds) if chance(self.rng, REPEATED) else self.kind())
             return kinds
 
         return self.scene(propose)
@@ -205,7 +213,7 @@ def _counted(
 
     def propose() -> list[Kind]:
         nonlocal target
-        target = any_kind(source.rng, source.color if count else None)
+        target = source.kind(source.color if count else None)
         further = whole(source.rng, 0 if count else 1, MOST - count)
         alike = [target] + [same(target) for _ in range(count - 1)] if count else []
         return alike + [others(target) for _ in range(further)]

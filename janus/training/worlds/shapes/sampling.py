@@ -11,6 +11,9 @@ from janus.training.worlds.shapes.held_out import Reason, held_out_reason
 from janus.training.worlds.shapes.scene import (
     COLORS,
     LATTICE,
+    LOOKS,
+    NAMELESS_COLOR,
+    NAMELESS_SHAPE,
     NEW_COLORS,
     SHAPES,
     SIZES,
@@ -67,16 +70,18 @@ def sample(
     held_out: HeldOut = False,
     color: str | None = None,
     places: Places = "grid",
+    nameless: bool = False,
 ) -> Sample:
     """A scene of a category. With `color` at least one object has it: the way to colours that are new.
 
-    Of `places` see `place`.
+    Of `places` see `place`, of `nameless` see `any_kind`.
 
     Not held out: no kind in the scene, and no two of its kinds together, are held out; nor can its text be,
     which names kinds of the scene only. Held out: by a kind or by a pair as named, or with True by either
     alike (a single object: by its kind). The text then names the combination too, except in the categories
     that name no colour: single_object, two_object, position. ValueError for an unknown category, reason or
-    colour, for a pair held out among single objects, and for a colour asked of what is held out.
+    colour, for a pair held out among single objects, and for a colour or what is nameless asked of what is
+    held out.
     """
     require_category(category, CATEGORIES)
     if color is not None:
@@ -84,9 +89,11 @@ def sample(
             raise ValueError(f"color {color!r} is unknown: use one of {', '.join(COLORS + NEW_COLORS)}")
         if held_out:
             raise ValueError(f"color {color!r} and held_out {held_out!r} exclude each other: leave one out")
+    if nameless and held_out:
+        raise ValueError(f"nameless and held_out {held_out!r} exclude each other: leave one out")
     wanted = choose_reason(rng, held_out, single=category in SINGLE)
     alike = category == "counting" and (wanted is not None or chance(rng, 0.5))
-    kinds = draw_kinds(lambda: _propose(rng, category, alike, color), wanted)
+    kinds = draw_kinds(lambda: _propose(rng, category, alike, color, nameless), wanted)
     scene = place(rng, kinds, related=category in RELATED, places=places)
     return Sample(scene, _specify(rng, scene, category, alike), category, wanted)
 
@@ -117,8 +124,19 @@ def draw_kinds(propose: Callable[[], list[Kind]], wanted: Reason | None) -> list
             return kinds
 
 
-def any_kind(rng: Generator, color: str | None = None) -> Kind:
-    """A kind of the training colours, or of the one given."""
+def any_kind(rng: Generator, color: str | None = None, nameless: bool = False) -> Kind:
+    """A kind of the training colours, or of the one given.
+
+    `nameless`: two of three have a shape or a colour, not both, that has no word of its own. Then there is
+    purple of all outlines but one, and that one in all colours but purple, which leaves both to be put
+    together.
+    """
+    if nameless and not color:
+        part = rng.random()
+        if part < 1 / 3:
+            return pick(rng, COLORS), NAMELESS_SHAPE
+        if part < 2 / 3:
+            return NAMELESS_COLOR, pick(rng, SHAPES)
     return color or pick(rng, COLORS), pick(rng, SHAPES)
 
 
@@ -139,7 +157,9 @@ def place(rng: Generator, kinds: Sequence[Kind], *, related: bool = False, place
             for _ in range(20):
                 x, y = (room + square * whole(rng, 0, int((LATTICE - 2 * room) / square)) for _ in range(2))
                 if all(max(abs(x - o.x), abs(y - o.y)) >= room + SIZES[o.size] for o in scene):
-                    scene.append(Object(shape, color, size, x, y))
+                    various = shape == NAMELESS_SHAPE or color == NAMELESS_COLOR
+                    look = whole(rng, 0, LOOKS - 1) if various else 0
+                    scene.append(Object(shape, color, size, x, y, look))
                     break
             else:
                 break
@@ -147,16 +167,16 @@ def place(rng: Generator, kinds: Sequence[Kind], *, related: bool = False, place
             return tuple(scene)
 
 
-def _propose(rng: Generator, category: str, alike: bool, color: str | None) -> list[Kind]:
+def _propose(rng: Generator, category: str, alike: bool, color: str | None, nameless: bool) -> list[Kind]:
     """Kinds such as a category asks for, the first of `color`; `alike`: those counted are of one colour."""
-    first = any_kind(rng, color)
+    first = any_kind(rng, color, nameless)
     if category in SINGLE:
         return [first]
     if category == "counting":
         others = whole(rng, 1, MOST - 1)
         return [first] + [first if alike else (pick(rng, COLORS), first[1]) for _ in range(others)]
     while True:
-        second = any_kind(rng)
+        second = any_kind(rng, nameless=nameless)
         if _told_apart(category, first, second):
             return [first, second] if chance(rng, 0.5) else [second, first]
 

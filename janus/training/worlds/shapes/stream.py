@@ -74,11 +74,14 @@ def drawing(
     category: str | None = None,
     color: str | None = None,
     places: Places = "grid",
+    nameless: bool = False,
     side: int = SIDE,
 ) -> Drawing:
     """A captioned picture; without a category, one of all alike. Options and errors as in `sample`."""
     chosen = category or pick(rng, CATEGORIES)
-    return _draw(rng, sample(rng, chosen, held_out=held_out, color=color, places=places), side)
+    return _draw(
+        rng, sample(rng, chosen, held_out=held_out, color=color, places=places, nameless=nameless), side
+    )
 
 
 def question(
@@ -99,6 +102,7 @@ def conversation(
     categories: Sequence[str] = (),
     color: str | None = None,
     places: Places = "grid",
+    nameless: bool = False,
     side: int = SIDE,
 ) -> Conversation:
     """A picture for training and up to MOST_TURNS questions about it, the first as `question` asks it.
@@ -107,7 +111,8 @@ def conversation(
     four times as many tokens as a question: several share it. A description answers all others, and whoever
     has read it need not look: it comes last, or by itself.
     """
-    first = ask(rng, pick(rng, categories or QUESTION_CATEGORIES), color=color, places=places)
+    category = pick(rng, categories or QUESTION_CATEGORIES)
+    first = ask(rng, category, color=color, places=places, nameless=nameless)
     further: list[Asked] = []
     if first.category != "describe":
         count = MOST_TURNS - 1 if categories else whole(rng, 0, MOST_TURNS - 1)

@@ -17,16 +17,15 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
+from janus.training.worlds.shapes.outlines import coverage, moments
 from janus.training.worlds.shapes.parsing import parse
 from janus.training.worlds.shapes.raster import (
     BACKGROUND,
     LEAST_SIDE,
-    OUTLINES,
     PALETTE,
     RADIUS,
     SIDE,
     Picture,
-    coverage,
 )
 from janus.training.worlds.shapes.scene import LATTICE, SHAPES, SIZES, Object, Spec, holds
 
@@ -178,7 +177,7 @@ def _fit(shape: str, share: NDArray[np.float32], side: int) -> _Fit | None:
     The sums of shares give both to a fraction of a pixel, and blur does not change them.
     """
     area = float(share.sum())
-    unit_area, middle = _moments(shape)
+    unit_area, middle = moments(shape)
     radius = math.sqrt(area / unit_area)
     size = _size(radius * SIDE / side)
     if size is None:
@@ -203,19 +202,6 @@ def _size(radius: float) -> str | None:
     if not min(radii.values()) / SIZE_TOLERANCE <= radius <= max(radii.values()) * SIZE_TOLERANCE:
         return None
     return min(radii, key=lambda size: abs(math.log(radius / radii[size])))
-
-
-@cache
-def _moments(shape: str) -> tuple[float, tuple[float, float]]:
-    """The area of a shape of radius 1, and its centre of mass from its box's middle (shoelace formula)."""
-    if shape == "circle":
-        return math.pi, (0.0, 0.0)
-    start = OUTLINES[shape]
-    end = np.roll(start, -1, axis=0)
-    cross = start[:, 0] * end[:, 1] - end[:, 0] * start[:, 1]
-    area = cross.sum() / 2
-    x, y = ((start + end) * cross[:, None]).sum(axis=0) / (6 * area)
-    return abs(float(area)), (float(x), float(y))
 
 
 @cache

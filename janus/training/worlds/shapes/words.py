@@ -9,6 +9,7 @@ NOUNS = {
     "star": (("star", "stars"),),
     "cross": (("cross", "crosses"), ("plus sign", "plus signs")),
 }
+NAMELESS_NOUNS = (("blob", "blobs"),)
 ANY_NOUNS = (("object", "objects"), ("shape", "shapes"), ("thing", "things"), ("figure", "figures"))
 SIZE_WORDS = {"small": ("small", "little", "tiny"), "large": ("large", "big")}
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -54,5 +55,10 @@ def join_list(phrases: list[str]) -> str:
     return " and ".join([", ".join(phrases[:-1]), phrases[-1]]) if len(phrases) > 1 else phrases[0]
 
 
+def nouns_of(shape: str | None) -> tuple[tuple[str, str], ...]:
+    """Singulars and plurals of a shape, the plain one first; of none, what may be any."""
+    return NOUNS.get(shape, NAMELESS_NOUNS) if shape else ANY_NOUNS
+
+
 def plain_name(shape: str, *, plural: bool = False) -> str:
-    return NOUNS[shape][0][plural]
+    return nouns_of(shape)[0][plural]

@@ -49,6 +49,32 @@ def test_the_answer_is_the_scenes(seed: int, category: str, held_out: bool) -> N
     assert asked.answer == answer_from_scene(asked)
 
 
+@given(SEEDS, TAUGHT)
+def test_the_answer_is_the_scenes_of_nameless_things(seed: int, category: str) -> None:
+    first = ask(default_rng(seed), category, nameless=True)
+    for asked in [first, *ask_further(default_rng(seed), first, 8)]:
+        assert asked.answer == answer_from_scene(asked)
+        assert asked.held_out is None
+
+
+def test_nameless_things_are_asked_about_by_their_words() -> None:
+    rng = default_rng(0)
+    answers = {
+        ask(rng, category, nameless=True).answer for category in ("color", "shape") for _ in range(200)
+    }
+    assert answers == {*shapes.COLORS, *shapes.SHAPES, "blob", "strange"}
+
+
+@pytest.mark.parametrize(
+    ("category", "answer"),
+    [("shape", "blob"), ("color", "strange"), ("describe", "a red blob"), ("describe", "a strange circle")],
+)
+def test_words_for_the_nameless_are_no_right_answers(category: str, answer: str) -> None:
+    """In the lists of evaluation there is nothing that they could mean."""
+    asked = shapes.question(default_rng(0), category=category)
+    assert not shapes.correct(asked, answer)
+
+
 @given(SEEDS, CATEGORIES, st.sampled_from([False, "kind", "pair"]))
 def test_further_questions_are_about_the_same_scene(seed: int, category: str, held_out: bool) -> None:
     first = ask(default_rng(seed), category, held_out=held_out)

@@ -9,45 +9,14 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from janus.training.worlds import shapes
-from janus.training.worlds.shapes.raster import BACKGROUND, RADIUS, coverage, signed_distance
-from janus.training.worlds.shapes.scene import LATTICE, SIZES
+from janus.training.worlds.shapes.raster import BACKGROUND, RADIUS, strange_colors
+from janus.training.worlds.shapes.scene import LATTICE, LOOKS, SIZES
 
 EVERY = [*shapes.COLORS, *shapes.NEW_COLORS]
 
 
 def test_every_colour_of_the_world_has_a_pigment() -> None:
     assert list(shapes.PALETTE) == EVERY
-
-
-@pytest.mark.parametrize("shape", shapes.SHAPES)
-@pytest.mark.parametrize("radius", [6.0, 9.0, 13.5])
-def test_coverage_is_the_share_of_finer_points_inside(shape: str, radius: float) -> None:
-    side, fine = 36, 16
-    x, y = 17.3, 18.6
-    points = (np.arange(side * fine) + 0.5) / fine
-    inside = signed_distance(shape, (points[None] - x) / radius, (points[:, None] - y) / radius) < 0
-    expected = inside.reshape(side, fine, side, fine).mean(axis=(1, 3))
-    share = coverage(shape, radius, x, y, side, side)
-    # One distance per pixel stands for one straight edge through it: in a pixel where two meet, such as the
-    # triangle's tip, up to .3 is amiss.
-    assert abs(share - expected).max() < 0.35
-    assert share.sum() == pytest.approx(expected.sum(), rel=0.01)
-    assert np.isin(share, (0, 1)).mean() > 0.7
-
-
-@pytest.mark.parametrize("shape", shapes.SHAPES)
-def test_signed_distance_is_to_the_nearest_point_of_the_outline(shape: str) -> None:
-    """It grows by at most the way walked, changes sign at the outline, and no outline leaves its box."""
-    axis = np.linspace(-1.6, 1.6, 65)
-    distance = signed_distance(shape, axis[None], axis[:, None])
-    step = axis[1] - axis[0]
-    for along in (0, 1):
-        assert abs(np.diff(distance, axis=along)).max() <= step * (1 + 1e-9)
-    assert distance[32, 32] < 0
-    reach = np.abs(np.stack(np.meshgrid(axis, axis)))[:, distance <= 0].max()
-    assert reach < 1.15
-    assert (distance[[0, -1]] > 0).all()
-    assert (distance[:, [0, -1]] > 0).all()
 
 
 @pytest.mark.parametrize("side", [64, 80, 96])
@@ -78,6 +47,17 @@ def test_objects_are_what_the_scene_says_at_any_side(seed: int, side: int, categ
         rows, columns = np.nonzero(layer)
         assert max(abs(rows + 0.5 - item.y * side / LATTICE)) < half
         assert max(abs(columns + 0.5 - item.x * side / LATTICE)) < half
+
+
+def test_strange_colours_are_none_that_have_a_name() -> None:
+    """A circle of any of them is no object to the verifier, and is there all the same."""
+    assert len(strange_colors()) == LOOKS
+    for look in range(LOOKS):
+        picture = shapes.render((shapes.Object("circle", "strange", "large", 8, 8, look),))
+        assert (picture[32, 32] == np.rint(strange_colors()[look])).all()
+        reading = shapes.describe(picture)
+        assert not reading.objects
+        assert reading.spurious
 
 
 def test_sizes_differ_clearly() -> None:

@@ -77,6 +77,37 @@ def test_a_colour_that_is_asked_for_is_there(seed: int, category: str, color: st
     assert shapes.holds(drawn.spec, drawn.scene)
 
 
+@given(SEEDS, st.sampled_from(CATEGORIES))
+def test_what_is_nameless_is_so_by_its_shape_or_by_its_colour(seed: int, category: str) -> None:
+    drawn = shapes.sample(default_rng(seed), category, nameless=True)
+    assert all(item.kind != ("strange", "blob") for item in drawn.scene)
+    assert all(item.look == 0 for item in drawn.scene if item.shape != "blob" and item.color != "strange")
+    assert shapes.holds(drawn.spec, drawn.scene)
+    assert shapes.held_out_reason([item.kind for item in drawn.scene]) is None
+
+
+def test_the_nameless_are_two_of_three_and_various() -> None:
+    rng = default_rng(0)
+    items = [shapes.sample(rng, "colors", nameless=True).scene[0] for _ in range(3000)]
+    blobs = [item for item in items if item.shape == "blob"]
+    strange = [item for item in items if item.color == "strange"]
+    # A thousand each, by 26 or so, of a binomial distribution; all colours, all shapes, most looks.
+    assert 880 < len(blobs) < 1120
+    assert 880 < len(strange) < 1120
+    assert {item.color for item in blobs} == set(shapes.COLORS)
+    assert {item.shape for item in strange} == set(shapes.SHAPES)
+    assert len({item.look for item in blobs}) > 500
+
+
+def test_nothing_is_nameless_unless_asked_for() -> None:
+    rng = default_rng(0)
+    for category in CATEGORIES * 100:
+        for item in shapes.sample(rng, category).scene:
+            assert item.shape in shapes.SHAPES
+            assert item.color in shapes.COLORS
+            assert item.look == 0
+
+
 def test_everything_occurs() -> None:
     rng = default_rng(0)
     drawn = [shapes.sample(rng, CATEGORIES[number % len(CATEGORIES)]) for number in range(2100)]
