@@ -18,7 +18,7 @@ Outline = NDArray[np.float64]
 
 BLOBS = 256
 # A blob that is as like a named shape as this, by intersection over union, might be taken for it.
-MOST_LIKE = 0.75
+MOST_LIKE = 0.7
 REACH = 1.14  # of a blob from its middle, along an axis: as far as the diamond's
 
 
