@@ -286,6 +286,11 @@ def test_any_answer_is_judged(category: str, seed: int, answer: str) -> None:
     assert shapes.correct(question, answer) in (True, False)
 
 
+def test_what_is_held_out_has_a_name() -> None:
+    with pytest.raises(ValueError, match="nameless and held_out 'kind' exclude each other: leave one out"):
+        ask(default_rng(0), "color", held_out="kind", nameless=True)
+
+
 def test_unknown_categories_are_named() -> None:
     with pytest.raises(ValueError, match="category 'colour' is unknown: use one of count_all, "):
         ask(default_rng(0), "colour")

@@ -133,6 +133,7 @@ def test_everything_occurs() -> None:
             {"color": "orange", "held_out": True},
             "color 'orange' and held_out True exclude each other",
         ),
+        ("full", {"nameless": True, "held_out": "pair"}, "nameless and held_out 'pair' exclude each other"),
     ],
 )
 def test_mistakes_are_named(category: str, options: Any, message: str) -> None:
