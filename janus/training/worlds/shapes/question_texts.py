@@ -50,6 +50,18 @@ MIDDLE = (
     "middle",
     "center",
 )
+EXTREME = (
+    "what is {most}?",
+    "which object is {most}?",
+    "what do you see {most}?",
+    "tell me what is {most}.",
+)
+FARTHEST = {
+    "left": ("farthest to the left", "on the far left"),
+    "right": ("farthest to the right", "on the far right"),
+    "above": ("at the top", "highest"),
+    "below": ("at the bottom", "lowest"),
+}
 DESCRIBE = (
     "describe the picture.",
     "describe the image.",

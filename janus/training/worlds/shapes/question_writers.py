@@ -14,6 +14,8 @@ from janus.training.worlds.shapes.question_texts import (
     COUNT,
     DESCRIBE,
     EXISTS,
+    EXTREME,
+    FARTHEST,
     MIDDLE,
     SHAPE,
     WHERE,
@@ -22,6 +24,7 @@ from janus.training.worlds.shapes.sampling import MOST, Places, any_kind, draw_k
 from janus.training.worlds.shapes.scene import (
     COLORS,
     LATTICE,
+    RELATIONS,
     SHAPES,
     STATED_RATIO,
     Kind,
@@ -30,10 +33,11 @@ from janus.training.worlds.shapes.scene import (
     Thing,
     relation,
 )
-from janus.training.worlds.shapes.words import spell, with_article
+from janus.training.worlds.shapes.words import plain_name, spell, with_article
 
 REPEATED = 0.3  # how often a further object is of an earlier one's kind
 NONE_AT_ALL = 0.12  # how often the answer to "how many" is zero
+CLEARLY = 1.5  # lattice steps by which what is farthest along an axis is ahead of the next
 
 
 @dataclass(frozen=True)
@@ -266,6 +270,28 @@ def _place_in(source: Source, scene: Scene) -> Written | None:
     return scene, question, answer, (about,)
 
 
+def _extreme(source: Source) -> Written:
+    return _about_some(source, _extreme_in, least=2)
+
+
+def _extreme_in(source: Source, scene: Scene) -> Written | None:
+    """From the place to the thing, as "place" is the other way round, with more words to learn from."""
+    if len(scene) == 1:
+        return None
+    side = pick(source.rng, RELATIONS)
+
+    def behind(item: Object) -> float:
+        along = item.x if side in ("left", "right") else item.y
+        return along if side in ("left", "above") else -along
+
+    item, second = sorted(scene, key=behind)[:2]
+    if behind(second) - behind(item) < CLEARLY or item not in source.subjects(scene):
+        return None
+    question = pick(source.rng, EXTREME).format(most=pick(source.rng, FARTHEST[side]))
+    answer = with_article(f"{item.color} {plain_name(item.shape)}")
+    return scene, question, answer, (Thing(item.shape, item.color),)
+
+
 def _references(scene: Scene, item: Object) -> list[Thing]:
     """The ways of naming an object that fit no other."""
     ways = [Thing(item.shape), Thing(color=item.color), Thing(item.shape, item.color)]
@@ -295,6 +321,7 @@ WRITERS: dict[str, Callable[[Source], Written]] = {
     "where": _where,
     "describe": _describe,
     "place": _place,
+    "extreme": _extreme,
 }
 # The same questions about a scene that is there already; None where they cannot be asked about it.
 FURTHER: dict[str, About] = {
@@ -307,4 +334,5 @@ FURTHER: dict[str, About] = {
     "where": _where_in,
     "describe": _describe_in,
     "place": _place_in,
+    "extreme": _extreme_in,
 }

@@ -16,8 +16,11 @@ from janus.training.worlds.shapes.sampling import HeldOut, Places, choose_reason
 from janus.training.worlds.shapes.scene import Scene, Thing
 
 TAUGHT_CATEGORIES = tuple(WRITERS)
-# What models are judged by, and training asks where nothing is chosen.
-QUESTION_CATEGORIES = tuple(category for category in TAUGHT_CATEGORIES if category != "place")
+# What models are judged by, and training asks where nothing is chosen. The others teach where things lie, on
+# the way to "where", which asks of two.
+QUESTION_CATEGORIES = tuple(
+    category for category in TAUGHT_CATEGORIES if category not in ("place", "extreme")
+)
 
 
 @dataclass(frozen=True)

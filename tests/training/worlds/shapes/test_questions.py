@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from janus.training.worlds import shapes
+from janus.training.worlds.shapes.question_texts import FARTHEST
+from janus.training.worlds.shapes.question_writers import CLEARLY
 from janus.training.worlds.shapes.questions import TAUGHT_CATEGORIES, Asked, ask, ask_further
 from janus.training.worlds.shapes.scene import LATTICE, STATED_RATIO, Object, Scene, Thing
 from janus.training.worlds.shapes.words import NUMBERS
@@ -39,8 +41,25 @@ def answer_from_scene(asked: Asked) -> str:
         return answer
     if asked.category == "describe":
         return shapes.describe_scene(scene)
+    if asked.category == "extreme":
+        return farthest(asked)
     item = only(scene, about[0])
     return item.color if asked.category == "color" else item.shape
+
+
+def farthest(asked: Asked) -> str:
+    """The name of what is clearly ahead of all others towards the side that the question names."""
+    (side,) = [
+        side
+        for side, phrases in FARTHEST.items()
+        if any(phrase in asked.question.lower() for phrase in phrases)
+    ]
+    towards = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}[side]
+    ahead = {item: item.x * towards[0] + item.y * towards[1] for item in asked.scene}
+    item = max(ahead, key=lambda item: ahead[item])
+    assert all(ahead[item] - ahead[other] >= CLEARLY for other in asked.scene if other != item)
+    assert asked.about == (Thing(item.shape, item.color),)
+    return shapes.describe_scene((item,))
 
 
 @given(SEEDS, TAUGHT, st.sampled_from([False, True]))
