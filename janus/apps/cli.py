@@ -11,6 +11,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
+from typing import Any
 
 from janus.apps import training_commands, use_commands
 from janus.apps.command import Command, is_parallel, shows
@@ -40,10 +41,29 @@ COMMANDS = {
 }
 
 
+class _Mixing(argparse.ArgumentParser):
+    """A command's parser, to which what stands after an option belongs to what stands before it.
+
+    As argparse is, "train RECIPE --out FOLDER key=value" would end at the key: it takes all that has no
+    option's name in one run, and has no way of saying otherwise of commands.
+    """
+
+    mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.mixing:  # called by the other, in Python below 3.12
+            return super().parse_known_args(args, namespace)
+        self.mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.mixing = False
+
+
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(prog="janus", description=DESCRIPTION)
-    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Mixing)
     for name, command in COMMANDS.items():
         its_parser = added.add_parser(
             name,

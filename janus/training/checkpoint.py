@@ -167,8 +167,9 @@ def _publish(unfinished: Path, final: Path) -> None:
 
 
 def _remove_old(root: Path, keep: int) -> None:
-    finished = sorted(folder for folder in root.glob("step-*") if NAME.fullmatch(folder.name))
-    for folder in finished[:-keep]:
+    named = ((NAME.fullmatch(folder.name), folder) for folder in root.glob("step-*"))
+    finished = sorted((int(name[1]), folder) for name, folder in named if name)
+    for _, folder in finished[:-keep]:
         _remove(folder)
 
 

@@ -50,7 +50,7 @@ def dry_run(
         tell(
             f"\nforward and backward of the longest batch ({kind}): loss {loss:.4g}, "
             f"{duration(seconds) if seconds >= 1 else f'{1000 * seconds:.0f} ms'}, "
-            f"{process_memory() / GIB:.2f} GiB in all"
+            f"{process_memory(place.device) / GIB:.2f} GiB in all"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,14 +15,17 @@ from janus.training.parts import trained
 class EMA:
     """Averages of what learns in `model`: after each step average = decay * average + (1 - decay) * weight.
 
-    They begin at the weights. Of a sharded model each process averages its own shards.
+    They begin at the weights. Of a sharded model each process averages its own shards. The parameters named
+    in `without` have none, and stay as they are where averages are shown.
     """
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: nn.Module, decay: float, *, without: Collection[str] = ()) -> None:
         if not 0 <= decay < 1:
             raise ValueError(f"the decay of a moving average must be at least 0 and below 1, not {decay!r}")
         self.decay = decay
-        self.weights: Mapping[str, nn.Parameter] = trained(model)
+        self.weights: Mapping[str, nn.Parameter] = {
+            name: weight for name, weight in trained(model).items() if name not in without
+        }
         self.averages: dict[str, Tensor] = {
             name: weight.detach().float().clone() for name, weight in self.weights.items()
         }

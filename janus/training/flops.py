@@ -67,8 +67,11 @@ class Cost:
         return sum(number * getattr(self, name) for name, number in vars(counts).items())
 
 
-def cost(config: JanusConfig, train: Collection[str]) -> Cost:
+def cost(config: JanusConfig, train: Collection[str], *, adapted: bool = False) -> Cost:
     """What a step costs whose parts `train` learn; see `janus.training.parts`.
+
+    `adapted`: adapters learn in the language model, so that gradients flow in its blocks. Their own products
+    are left out, as they are small.
 
     A linear layer costs three times its product where both it and something before it learn, twice where one
     of the two does, once where neither does. Attention costs three times its own where something before it
@@ -76,7 +79,7 @@ def cost(config: JanusConfig, train: Collection[str]) -> Cost:
     """
     width, head = config.language.width, config.image_head_width
     # Whether gradients flow in the language model's blocks: before the first of their layers stands a norm.
-    reached = bool(set(train) - {"vq", "image_head", "text_head"})
+    reached = adapted or bool(set(train) - {"vq", "image_head", "text_head"})
     seen = _adapter(config.vision_adapter, "vision" in train, "vision_adapter" in train)
     return Cost(
         **_language(config.language, reached, train),
@@ -89,14 +92,19 @@ def cost(config: JanusConfig, train: Collection[str]) -> Cost:
 
 
 def flow_cost(
-    config: JanusFlowConfig, train: Collection[str], vae: VAEConfig | None, *, alignment: bool
+    config: JanusFlowConfig,
+    train: Collection[str],
+    vae: VAEConfig | None,
+    *,
+    alignment: bool,
+    adapted: bool = False,
 ) -> Cost:
     """As `cost`, of a JanusFlow; without an autoencoder nothing is drawn.
 
     With `alignment` every picture that is drawn goes through SigLIP, forward, and its tokens through the
     projector, which learns.
     """
-    reached = bool(set(train) - {"velocity_norm", "velocity_adapter", "decoder", "text_head"})
+    reached = adapted or bool(set(train) - {"velocity_norm", "velocity_adapter", "decoder", "text_head"})
     vision, width, size = config.vision, config.language.width, config.picture_size
     seen = _linear(vision.width * width, "vision" in train, "vision_adapter" in train)
     tokenized = drawn = 0

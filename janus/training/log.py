@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ import torch
 from PIL import Image
 
 from janus.files import write_whole
-from janus.training.recipe_watch import Asked, Log
+from janus.training.recipe_watch import Log, PictureAsked
 from janus.training.worlds.shapes import Question
 
 FILE = "log.jsonl"
 GIB = 1 << 30
+CPU = torch.device("cpu")
 Number = float | int | torch.Tensor
 
 
@@ -51,7 +53,7 @@ class RunLog:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self.settings, self.steps, self.done = settings, steps, done
-        self.rate, self.memory, self.clock = rate, memory or process_memory, clock
+        self.rate, self.memory, self.clock = rate, memory or partial(process_memory, CPU), clock
         self.show = show or (lambda line: print(line, file=sys.stderr, flush=True))
         _forget_after(self.folder / FILE, done)
         self.file = (self.folder / FILE).open("a", encoding="utf-8")
@@ -104,7 +106,7 @@ class RunLog:
     def samples(
         self,
         drawn: Sequence[tuple[str, Image.Image]] = (),
-        answers: Sequence[tuple[Asked, str]] = (),
+        answers: Sequence[tuple[PictureAsked, str]] = (),
         scenes: Sequence[tuple[Question, str]] = (),
     ) -> None:
         """Prompts with what was drawn, and pictures and scenes of a world with what was answered.
@@ -188,10 +190,10 @@ def _forget_after(file: Path, done: int) -> None:
         write_whole(file, whole)
 
 
-def process_memory() -> int:
-    """Bytes that this process uses at most so far: of its GPU if it has one, else of the machine's memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
+def process_memory(device: torch.device) -> int:
+    """Bytes that this process uses at most so far: of the GPU if it computes on one, else of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
     lines = status.read_text().splitlines() if status.exists() else []
     return next((int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:")), 0)

@@ -135,11 +135,12 @@ def train_janus(
 
 def cost_of(run: Run) -> Cost:
     """What the parts of a step of this run cost, in FLOP."""
-    config, train = run.model.config, run.recipe.train
+    config, train, adapted = run.model.config, run.recipe.train, run.recipe.lora is not None
     if isinstance(config, JanusConfig):
-        return cost(config, train)
+        return cost(config, train, adapted=adapted)
     vae = None if run.vae is None else run.vae.config
-    return flow_cost(config, train, vae, alignment=bool(run.recipe.loss.alignment))
+    alignment = bool(run.recipe.loss.alignment)
+    return flow_cost(config, train, vae, alignment=alignment, adapted=adapted)
 
 
 def holds(turns: Sequence[Batch], costs: Cost) -> Tensor:

@@ -28,7 +28,7 @@ from janus.training.recipe_sections import (
     Schedule,
     Start,
 )
-from janus.training.recipe_watch import Checkpoints, Defaults, Evaluation, Log
+from janus.training.recipe_watch import Checkpoints, Defaults, Evaluation, Log, PictureAsked
 
 if TYPE_CHECKING:
     from janus.training.vae import VAETraining
@@ -162,6 +162,10 @@ class Recipe(Section):
         for key, given in own.items():
             if given:
                 raise RecipeError(key, f"says nothing to {task}: take it out")
+        for shown, asked in enumerate(self.log.pictures):
+            if asked != PictureAsked(picture=asked.picture):
+                text = f"says nothing to {task}, which asks nothing: take it out"
+                raise RecipeError(("log", "pictures", shown, "question"), text)
         for name in (*BACKBONE, "backbone", "processor", "world", other):
             if getattr(self.model, name) is not None:
                 raise RecipeError(("model", name), f"says nothing to {task}: take it out")
@@ -218,6 +222,16 @@ class Recipe(Section):
         if self.lora is not None and self.parallel.kind == "fsdp":
             text = 'is "fsdp", which would split weights that stand still: adapters train with "ddp"'
             raise RecipeError(("parallel", "kind"), text)
+        if self.lora is not None and self.lora.targets == LoRA().targets and "language" in self.train:
+            text = '"language" learns as a whole, and by the adapters of lora: take it out of one of them'
+            raise RecipeError(("train", self.train.index("language")), text)
+        aligned = FlowLearning() if self.flow is None else self.flow
+        if aligned.aligned_after != FlowLearning().aligned_after and not self.loss.alignment:
+            text = f"{aligned.aligned_after} says nothing where loss.alignment is 0: take it out"
+            raise RecipeError(("flow", "aligned_after"), text)
+        if self.reinforce is not None and not self.loss.picture:
+            text = "is 0, and to reinforce, weights of drawings are multiples of it: raise it"
+            raise RecipeError(("loss", "picture"), text)
         if self.reinforce is not None and self.parallel.kind == "fsdp":
             text = 'is "fsdp", and to reinforce, each process draws with the whole model: give "ddp"'
             raise RecipeError(("parallel", "kind"), text)

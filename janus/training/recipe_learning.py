@@ -93,7 +93,7 @@ class Reinforcement(Section):
 
     In every step it draws so many `pictures` of each of so many `prompts` of a `world`, of its `categories`
     (all if none are named) and training's combinations, and the world's verifier judges them. `weight` is
-    what a code of these pictures counts, as `loss.picture` is of the data's.
+    what a code of these pictures counts beside one of the data's, at the better and the worse of its prompt.
     """
 
     world: Literal["shapes"]

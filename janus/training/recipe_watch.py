@@ -8,9 +8,11 @@ from typing import Literal
 from janus.training.recipe_fields import RecipeError, Section, number, show
 from janus.training.recipe_sections import Source
 
+SCENES = 8
+
 
 @dataclass(frozen=True, kw_only=True)
-class Asked(Section):
+class PictureAsked(Section):
     """A `picture` that is asked a `question` about into the log."""
 
     picture: str
@@ -30,9 +32,9 @@ class Log(Section):
     every: int = number(10, least=1)
     samples_every: int | None = number(None, least=1)
     prompts: tuple[str, ...] = ()
-    pictures: tuple[Asked, ...] = ()
+    pictures: tuple[PictureAsked, ...] = ()
     world: Literal["shapes"] | None = None
-    scenes: int = number(8, least=1)
+    scenes: int = number(SCENES, least=1)
     tensorboard: bool = True
 
     def check(self) -> None:
@@ -40,6 +42,8 @@ class Log(Section):
         if self.samples_every is not None and not any(getattr(self, name) for name in shown):
             text = f"{self.samples_every} has nothing to show: give prompts, pictures or a world"
             raise RecipeError(("samples_every",), text)
+        if self.world is None and self.scenes != SCENES:
+            raise RecipeError(("scenes",), "are of a world: give one, or leave them out")
         for name in shown:
             if getattr(self, name) and self.samples_every is None:
                 raise RecipeError((name,), "is never shown: say how often in samples_every, or leave it out")

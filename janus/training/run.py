@@ -30,7 +30,7 @@ from janus.training.ema import EMA
 from janus.training.feed import Pictures, documents, geometry_of
 from janus.training.flops import machine_rate
 from janus.training.flow import FlowObjective, add_alignment, remove_alignment, with_latents
-from janus.training.log import RunLog
+from janus.training.log import RunLog, process_memory
 from janus.training.lora import add_adapters, merge_adapters, save_adapters
 from janus.training.objectives import Objective, encode
 from janus.training.optimizer import build_optimizer
@@ -99,13 +99,12 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     torch.manual_seed((recipe.seed + place.rank) % 2**63)  # of what drops out numbers
     found = find_checkpoint(recipe, folder, place)
     if found is None:
-        processor = start_processor(recipe.model)
-        if recipe.defaults is not None:
-            processor = with_defaults(processor, *recipe.defaults.first)
+        processor = _stating(start_processor(recipe.model), recipe)
         model = start_janus(recipe, processor, place.device)
     else:
         model = blank(found.shared()["model"], DTYPES[recipe.precision], place.device)
-        processor = Processor(model.files, where=str(found.folder))
+        processor = _stating(Processor(model.files, where=str(found.folder)), recipe)
+        model.files = processor.files
     vae, kept = None, None if found is None else own_vae(folder)
     if isinstance(model, JanusFlow) and (kept is not None or takes_autoencoder(recipe)):
         vae = start_vae(recipe.model, kept, place.device)
@@ -242,6 +241,11 @@ def shown(run: Run) -> Iterator[AnyModel | None]:
         run.place.wait()
 
 
+def _stating(processor: Processor, recipe: Recipe) -> Processor:
+    """The processor with what is drawn with until there is a choice; a run may go on with other defaults."""
+    return processor if recipe.defaults is None else with_defaults(processor, *recipe.defaults.first)
+
+
 def export(run: Run) -> None:
     """Write the model into the run's folder, which `janus.load` and other recipes then read.
 
@@ -287,7 +291,8 @@ def open_log(
         return None
     dtype = torch.float32 if recipe.precision == "float32" else torch.bfloat16
     rate = machine_rate(place.device, dtype) * place.size
-    return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, show=show)
+    memory = partial(process_memory, place.device)
+    return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, memory=memory, show=show)
 
 
 def is_due(step: int, every: int | None) -> bool:

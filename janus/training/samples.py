@@ -9,7 +9,7 @@ from janus.pipeline import Pipeline
 from janus.processing.processor import Processor
 from janus.training.parts import AnyModel
 from janus.training.recipe import Recipe
-from janus.training.recipe_watch import Asked, Log
+from janus.training.recipe_watch import Log, PictureAsked
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.raster import LEAST_SIDE
 
@@ -18,7 +18,7 @@ LONGEST = 64  # tokens of an answer
 
 def draw_and_ask(
     model: AnyModel, processor: Processor, recipe: Recipe, *, vae: VAE | None = None
-) -> tuple[list[tuple[str, Image.Image]], list[tuple[Asked, str]], list[tuple[shapes.Question, str]]]:
+) -> tuple[list[tuple[str, Image.Image]], list[tuple[PictureAsked, str]], list[tuple[shapes.Question, str]]]:
     """The recipe's prompts drawn, always from its seed, and its pictures and scenes asked about.
 
     All of it is for `RunLog.samples`.

@@ -5,6 +5,7 @@ They are those of `janus.training.vq` and `janus.training.vae`, kept and resumed
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -86,21 +87,36 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> VQRun:
     check_pictures(recipe)
     check_scenes(recipe.log, recipe.picture_size)
     found = find_checkpoint(recipe, folder, place)
+    shared = {} if found is None else found.shared()
     if found is None:
         vq = start_autoencoder(recipe, place.device)
     else:
-        vq = blank_autoencoder(found.shared()["architecture"], place.device)
+        vq = blank_autoencoder(shared["architecture"], place.device)
     freeze(vq, recipe.train)
     optimizer = build_optimizer(vq, recipe.optimizer)
     state, step = begin_state(vq, recipe, optimizer, place)
-    average = None if recipe.ema is None else EMA(vq, recipe.ema)
+    # Codes are begun, revived and merged by writing their entries: an average would be of what is gone, too.
+    average = None if recipe.ema is None else EMA(vq, recipe.ema, without=("codebook",))
     loader = pictures(recipe, recipe.picture_size, place)
     run = VQRun(recipe, folder, place, vq, state, average, loader, step)
     if found is not None:
         found.load(tensors(vq, optimizer, average))
-        state.load_state_dict(found.shared()["state"])
+        state.load_state_dict({**shared["state"], "optimizer": optimizer.state_dict()})
         go_on(found, run.loader, place)
     return run
+
+
+def warn_of_phases(recipe: Recipe) -> None:
+    """Tell what will not come about, as when a long recipe is tried with few steps."""
+    learning = recipe.vq if recipe.task == "vq" else recipe.vae
+    for name in ("quantise_from", "decoder_only_from", "discriminator_from"):
+        step = getattr(learning, name, None)
+        if step and step >= recipe.steps:
+            warnings.warn(
+                f"{recipe.task}.{name} = {step} is never reached in {recipe.steps} steps: lower it, or train "
+                "for longer",
+                stacklevel=2,
+            )
 
 
 def begin_state(
@@ -122,6 +138,8 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
     It is what `model.vq`, or `model.vae`, of a recipe names.
     """
     run = begin(recipe, folder, place)
+    if place.first:
+        warn_of_phases(recipe)
     state, size = run.state, run.loader.size
     flop = 3 * recipe.batch * reconstruction_flop(run.vq.config, size)
     codes = recipe.batch * (size // run.vq.config.factor) ** 2
@@ -170,12 +188,13 @@ def write(run: VQRun) -> None:
 
 
 def keep(run: VQRun) -> Path:
-    """Write a checkpoint of the run as it is now."""
+    """Write a checkpoint of the run as it is now; the optimizer's moments are among the tensors."""
+    state = {name: value for name, value in run.state.state_dict().items() if name != "optimizer"}
     return checkpoint.save(
         run.folder / CHECKPOINTS,
         run.state.step,
         tensors(run.vq, run.state.optimizer, run.average),
-        shared={"architecture": render_architecture(run.vq.config), "state": run.state.state_dict()},
+        shared={"architecture": render_architecture(run.vq.config), "state": state},
         own=own_state(run.loader, run.place),
         recipe=run.recipe,
         keep=run.recipe.checkpoint.keep,

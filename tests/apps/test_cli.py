@@ -246,6 +246,20 @@ def test_help_shows_an_example_that_parses(command: str, capsys: pytest.CaptureF
     cli.build_parser().parse_args(words[1:])
 
 
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("train sft --out runs/a steps=1 --dry-run batch=2", {"changes": ["steps=1", "batch=2"]}),
+        ("train --dry-run sft", {"recipe": "sft", "changes": []}),
+        ("ask cat.png -m small What?", {"picture": ["cat.png"], "question": "What?", "model": "small"}),
+        ("draw circle -n 2 square", {"prompt": ["circle", "square"], "n": 2}),
+    ],
+)
+def test_options_may_stand_between_arguments(line: str, wanted: dict[str, object]) -> None:
+    options = vars(cli.build_parser().parse_args(line.split()))
+    assert {name: options[name] for name in wanted} == wanted
+
+
 def test_help_and_doctor_need_no_torch() -> None:
     """Where torch is broken, the command that says so must start."""
     blocked = (

@@ -77,6 +77,13 @@ def test_the_newest_stay_and_the_rest_goes(write: Write, tmp_path: Path) -> None
     assert newest(tmp_path).step == 10
 
 
+def test_the_newest_is_by_its_number_and_not_by_its_letters(write: Write, tmp_path: Path) -> None:
+    for step in (99_999_999, 100_000_000):
+        write(step, keep=1)
+    assert [each.name for each in tmp_path.iterdir()] == ["step-100000000"]
+    assert newest(tmp_path).step == 100_000_000
+
+
 def test_a_step_that_is_done_again_is_written_again(write: Write, tmp_path: Path) -> None:
     write(2)
     write(2)

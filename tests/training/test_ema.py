@@ -37,6 +37,16 @@ def test_a_decay_of_0_is_the_weights() -> None:
     assert torch.equal(ema.averages["0.weight"], model[0].weight)
 
 
+def test_what_is_left_out_stays_as_it_is() -> None:
+    model = layers()
+    ema = EMA(model, 0.5, without=("0.bias",))
+    assert set(ema.averages) == {"0.weight"}
+    with torch.no_grad():
+        model[0].bias.fill_(3)
+    with ema.swapped():
+        assert (model[0].bias == 3).all()
+
+
 @pytest.mark.parametrize("decay", [1.0, -0.1, float("nan")])
 def test_decays_that_are_none(decay: float) -> None:
     with pytest.raises(ValueError, match=f"at least 0 and below 1, not {decay}"):

@@ -57,6 +57,20 @@ def test_a_step_costs_what_torch_counts(train: str, kind: Kind, model: Janus) ->
     assert found - attention == counted(config, learns, kind)
 
 
+def test_adapters_let_gradients_through_the_blocks() -> None:
+    """As if what is before the blocks learned: their own products, of a rank, are small."""
+    config = PRESETS["Janus-Pro-1B"]
+    counts = Counts(tokens=10, pairs=20, codes=4, word_labels=3, code_labels=5)
+    found = cost(config, (), adapted=True).of(counts)
+    forward = cost(config, ()).of(counts)
+    assert forward < found < 3 * forward
+    embed = cost(config, ("embed",))
+    assert (cost(config, (), adapted=True).tokens, cost(config, (), adapted=True).pairs) == (
+        embed.tokens,
+        embed.pairs,
+    )
+
+
 def test_attention_costs_what_its_products_do() -> None:
     """Two products of every pair in each direction that has a gradient, of each layer and head."""
     config = PRESETS["Janus-Pro-1B"]

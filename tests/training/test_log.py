@@ -24,7 +24,7 @@ from janus.training.log import (
     progress_line,
     read_log,
 )
-from janus.training.recipe_watch import Asked, Log
+from janus.training.recipe_watch import Log, PictureAsked
 from janus.training.worlds import shapes
 
 
@@ -224,7 +224,7 @@ def test_samples(open_log: Callable[..., RunLog], tmp_path: Path) -> None:
     (scene,) = shapes.questions(1, 0, held_out=False)
     log.samples(
         [("a red square", pictures[0]), ("a blue one", pictures[1])],
-        [(Asked(picture="cat.png", question="What is it?"), "A cat.")],
+        [(PictureAsked(picture="cat.png", question="What is it?"), "A cat.")],
         [(scene, "maybe")],
     )
     log.samples()
@@ -279,7 +279,7 @@ def test_tensorboard_has_it_all(board: list[Any], tmp_path: Path, clock: Clock) 
     )
     clock.seconds = 1.0
     log.step({"loss": 0.5}, tokens=3, flop=1)
-    log.samples([("a cat", Image.new("L", (2, 2)))], [(Asked(picture="p", question="Who?"), "Me.")])
+    log.samples([("a cat", Image.new("L", (2, 2)))], [(PictureAsked(picture="p", question="Who?"), "Me.")])
     log.close()
     picture = next(call for call in board if call[0] == "add_image")
     assert picture[1:2] + picture[3:] == ("drawn/00 a cat", 3, "HWC")
@@ -354,6 +354,12 @@ def test_lines_go_to_standard_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def test_a_process_uses_memory() -> None:
-    assert process_memory() >= 0
-    if Path("/proc/self/status").exists() and not torch.cuda.is_available():
-        assert process_memory() > 1 << 20
+    used = process_memory(torch.device("cpu"))
+    assert used > 1 << 20 if Path("/proc/self/status").exists() else used == 0
+
+
+def test_memory_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7 if device.index == 1 else 0)
+    assert process_memory(torch.device("cuda", 1)) == 7
+    assert process_memory(torch.device("cpu")) != 7

@@ -372,6 +372,18 @@ def test_what_to_draw_with_is_chosen_in_the_end(
     assert stated == {"guidance": 2.0, "temperature": 0.5}
 
 
+def test_a_run_goes_on_with_other_defaults(file: Path, tmp_path: Path) -> None:
+    several = tmp_path / "defaults.toml"
+    for steps, guidance in ((1, 3.0), (2, 2.0)):
+        defaults = f"[defaults]\nguidances = [{guidance}]\ntemperatures = [0.5]\n"
+        several.write_text(file.read_text().replace("warmup = 2", "") + defaults)
+        run = train(
+            several, tmp_path / "run", overrides=[f"steps={steps}"], device="cpu", show=lambda line: None
+        )
+        stated = read_generation_defaults(janus.load(run, device="cpu").processor.files)
+        assert stated == {"guidance": guidance, "temperature": 0.5}
+
+
 def test_an_evaluator_that_is_not_configured_is_never_built(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

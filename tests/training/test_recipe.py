@@ -496,6 +496,33 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "log.prompts",
         'says nothing to task = "vq"',
     ),
+    "vq-question": (
+        changed(
+            VQ, log={"samples_every": 1, "pictures": [{"picture": "a"}, {"picture": "a", "question": "?"}]}
+        ),
+        "log.pictures.1.question",
+        'says nothing to task = "vq", which asks nothing: take it out',
+    ),
+    "scenes": (
+        changed(JANUS, log={"samples_every": 1, "prompts": ["a"], "scenes": 2}),
+        "log.scenes",
+        "are of a world: give one, or leave them out",
+    ),
+    "aligned": (
+        changed(FLOW, flow={"aligned_after": 2}, loss={"alignment": 0}),
+        "flow.aligned_after",
+        "2 says nothing where loss.alignment is 0: take it out",
+    ),
+    "lora-language": (
+        changed(JANUS, train=["text_head", "language"], lora={}),
+        "train.1",
+        '"language" learns as a whole, and by the adapters of lora: take it out of one of them',
+    ),
+    "reinforce-nothing": (
+        changed(JANUS, reinforce={"world": "shapes"}, loss={"picture": 0}),
+        "loss.picture",
+        "is 0, and to reinforce, weights of drawings are multiples of it: raise it",
+    ),
     "vq-backbone": (changed(VQ, model__backbone="x"), "model.backbone", 'says nothing to task = "vq"'),
     "vq-vision": (changed(VQ, model__vision="x"), "model.vision", 'says nothing to task = "vq": take it out'),
     "vq-ratio": (

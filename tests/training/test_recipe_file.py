@@ -298,7 +298,7 @@ def test_the_last_override_counts() -> None:
 def test_a_section_may_be_taken_out_and_put_back() -> None:
     text = f"{TOML}\n[lora]\nrank = 2\n"
     assert parse_recipe(text, "r.toml", ["lora=none"]).lora is None
-    again = parse_recipe(text, "r.toml", ["lora=none", "lora.rank=3"]).lora
+    again = parse_recipe(text, "r.toml", ["train=[]", "lora=none", "lora.rank=3"]).lora
     assert again is not None
     assert again.rank == 3
 

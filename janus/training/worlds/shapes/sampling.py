@@ -127,15 +127,15 @@ def draw_kinds(propose: Callable[[], list[Kind]], wanted: Reason | None) -> list
 def any_kind(rng: Generator, color: str | None = None, nameless: bool = False) -> Kind:
     """A kind of the training colours, or of the one given.
 
-    `nameless`: two of three have a shape or a colour, not both, that has no word of its own. Then there is
-    purple of all outlines but one, and that one in all colours but purple, which leaves both to be put
-    together.
+    `nameless`: two of three have a shape or, unless one is given, a colour, not both, that has no word of its
+    own. Then there is purple of all outlines but one, and that one in all colours but purple, which leaves
+    both to be put together.
     """
-    if nameless and not color:
+    if nameless:
         part = rng.random()
         if part < 1 / 3:
-            return pick(rng, COLORS), NAMELESS_SHAPE
-        if part < 2 / 3:
+            return color or pick(rng, COLORS), NAMELESS_SHAPE
+        if part < 2 / 3 and not color:
             return NAMELESS_COLOR, pick(rng, SHAPES)
     return color or pick(rng, COLORS), pick(rng, SHAPES)
 
