@@ -32,6 +32,10 @@ def __getattr__(name: str) -> Any:
     """Public names are imported at their first use: `janus doctor` must start where torch itself does not."""
     if name == "weights":
         return import_module("janus.weights")
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("janus-torch")
     if name not in _HOME:
         raise AttributeError(f"module 'janus' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)

@@ -56,9 +56,10 @@ def load(
     upright by their EXIF tag, scales 16 bits to 8 and lays transparency on the background, none of which the
     original does. `tensor_parallel` splits the language model over the processes that `torchrun` started,
     each on the CUDA device of its own number or all on the CPU; all must make the same calls, and get the
-    same results. `compile` gives the steps of the language model to torch.compile: the first then takes much
-    longer, and the others less. (Steps are of a token or a code: a flow's drawings gain nothing.) `revision`
-    is the model's, not the autoencoder's. The model is prepared for inference: to train, take that of
+    same results. (Not a JanusFlow's, nor a quantised one.) `compile` gives the steps of the language model to
+    torch.compile: the first then takes much longer, and the others less. (Steps are of a token or a code: a
+    flow's drawings gain nothing.) `revision` is the model's, not the autoencoder's; `token` is the hub's, for
+    models that are not for everybody. The model is prepared for inference: to train, take that of
     `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the remedy.
     """
     if path is None:
@@ -78,7 +79,7 @@ def load(
 class Pipeline:
     """A model and its processor. One call at a time: it keeps the cache of the last chat.
 
-    `vae` is the autoencoder of a JanusFlow, or where to find it, as in `load`.
+    `vae` is the autoencoder of a JanusFlow, or where to find it, and `token` the hub's, as in `load`.
     """
 
     def __init__(
@@ -129,7 +130,9 @@ class Pipeline:
         """The answer to one question about no, one or many pictures (paths, PIL images or numpy arrays).
 
         A string, or with `stream` an iterator of pieces that together are the same string. `system` None is
-        the family's own system prompt, "" none. Temperature 0 is greedy.
+        the family's own system prompt, "" none. It has at most `max_new_tokens` tokens. Temperature 0 is
+        greedy; else tokens are drawn from the likeliest that together have a share of `top_p`, by the `seed`,
+        without which torch's default generator gives one.
         """
         parts = [{"type": "image", "image": image} for image in _as_list(images)]
         content = [*parts, {"type": "text", "text": question}]
@@ -151,6 +154,10 @@ class Pipeline:
         batch_size: int | None = None,
     ) -> Any:
         """The next turn of a conversation; of a list of conversations, a list of turns, computed together.
+
+        A conversation is a list of messages {"role": "user", "content": "Hello"}, of "user" and "assistant";
+        the content of one with pictures is a list: [{"type": "image", "image": "cat.png"}, {"type": "text",
+        "text": "What is it?"}].
 
         What a conversation shares with the last one, from its first token on, is not computed again. Each of
         a list is answered as if it were alone, at most `batch_size` at once: whenever one is done the next
@@ -212,8 +219,9 @@ class Pipeline:
         the checkpoint's own, else the original's. An option that the model cannot honour raises ValueError.
 
         Janus: `guidance` 5 and `temperature` 1, of which 0 is greedy; `top_k` and `top_p` limit the codes to
-        choose from. `speculate` = k guesses k codes at once and keeps those that are right: the same picture,
-        up to rounding, in fewer runs of the model, of which each takes longer; None and 0 guess nothing.
+        choose from. `speculate` = k reads k codes at once, all but the first of them guessed, and keeps those
+        that are right: the same picture, up to rounding, in fewer runs of the model, of which each takes
+        longer; None, 0 and 1 guess nothing.
         `prefix` with `rows` = k keeps the first k rows of codes of a picture of the model's own size and
         draws the rest.
 

@@ -58,7 +58,7 @@ def add_parallel_option(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--tensor-parallel",
         action="store_true",
-        help="split the language model over processes: torchrun --nproc-per-node 2 -m janus ...",
+        help="split a Janus' language model over processes: torchrun --nproc-per-node 2 -m janus ...",
     )
 
 

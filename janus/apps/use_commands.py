@@ -115,7 +115,10 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
     codes.add_argument("--top-k", type=int, help="sample from the k likeliest codes only")
     codes.add_argument("--top-p", type=float, help="sample from the likeliest codes of this weight only")
     codes.add_argument(
-        "--speculate", type=int, metavar="CODES", help="codes guessed at once: the same picture, maybe sooner"
+        "--speculate",
+        type=int,
+        metavar="CODES",
+        help="codes read at once, all but one of them guessed",
     )
     codes.add_argument(
         "--prefix", type=Path, help="a picture of the model's own size to continue; with --rows"

@@ -75,14 +75,21 @@ class Processor:
         self.image = ImageProcessor(self.config, corrected=corrected_pictures)
 
     @classmethod
-    def from_pretrained(cls, path: str | PathLike[str], *, corrected_pictures: bool = False) -> "Processor":
-        """From a folder or a hub id. Needs the tokenizer's and the processor's files only.
+    def from_pretrained(
+        cls,
+        path: str | PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        corrected_pictures: bool = False,
+    ) -> "Processor":
+        """From a folder or a hub id, there of a `revision`. Needs the tokenizer's and processor's files only.
 
         `corrected_pictures` reads pictures as people see them (`load_picture`), not as the model was trained.
         """
         from janus.weights.hub import find
 
-        folder = find(path, weights=False)
+        folder = find(path, weights=False, revision=revision, token=token)
         return cls(read_side_files(folder), where=str(folder), corrected_pictures=corrected_pictures)
 
     @property

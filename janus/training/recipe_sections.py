@@ -89,7 +89,7 @@ class Source(Section):
     One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with *
     is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
     of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; of some of its
-    `categories`, all alike if none are named, and many questions about each picture if some are; with
+    `categories`, and then many questions about each picture, or of those that models are judged by; with
     objects on its grid or at other `places`, on the finer lattice or anywhere; with `nameless` among them
     things whose shape or colour has no name of its own). Among the sources of one task, examples are drawn
     in proportion to `weight`.

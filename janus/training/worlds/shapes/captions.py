@@ -1,4 +1,7 @@
-"""Captions in varied English from a specification. What is written here, `parsing.parse` reads."""
+"""Captions in varied English from a specification.
+
+What is written here, `parsing.parse` reads, but for the two words for what is nameless.
+"""
 
 import re
 
