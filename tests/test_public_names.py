@@ -99,6 +99,20 @@ def test_signatures(
     assert REQUIRED not in list(positional.values())[len(by_position) :]
 
 
+def test_a_processor_is_of_the_revision_that_is_asked_for(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def find(source: str, **options: Any) -> Path:
+        asked.append({"source": source, **options})
+        return data / "januspro" / "checkpoint"
+
+    monkeypatch.setattr("janus.weights.hub.find", find)
+    janus.Processor.from_pretrained("a/b", revision="v1", token="t")
+    assert asked == [{"source": "a/b", "weights": False, "revision": "v1", "token": "t"}]
+
+
 def test_the_packages_own_names() -> None:
     assert sorted(janus.__all__) == dir(janus)
     assert {"Janus", "Pipeline", "Processor", "load", "weights"} <= set(janus.__all__)

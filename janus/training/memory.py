@@ -22,6 +22,7 @@ from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
 from janus.training.architecture import Architecture
 from janus.training.data.outline import Geometry
+from janus.training.log import GIB
 from janus.training.longest import longest_row, rows_loss
 from janus.training.optimizer import block_matrices
 from janus.training.parallel import rows_of
@@ -44,7 +45,6 @@ from janus.training.weigh import (
 )
 from janus.weights.vae import empty_vae
 
-GIB = 1 << 30
 ATTEMPTED = 64  # tokens of a prompt to be reinforced, as long as captions are
 
 

@@ -51,7 +51,6 @@ class Loader:
         self.mixture, self.builder = mixture, builder
         self.rows, self.length, self.packed, self.workers = rows, length, packed, workers
         self.place = 0  # of the first document that is in no batch yet
-        self.batches = 0
         self.dropped = 0
         self.cut = 0
 
@@ -62,7 +61,6 @@ class Loader:
             while True:
                 batch, taken, waiting = self._next(documents, waiting)
                 self.place += len(taken)
-                self.batches += 1
                 self.dropped += sum(read.dropped for read in taken)
                 self.cut += sum(read.cut for read in taken)
                 yield batch
@@ -71,7 +69,6 @@ class Loader:
         """The place in the order, as plain values; with what the order depends on, to be compared."""
         return {
             "place": self.place,
-            "batches": self.batches,
             "dropped": self.dropped,
             "cut": self.cut,
             "identity": self.mixture.identity(),
@@ -80,8 +77,7 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a state was taken. Raises ValueError where it belongs to another order of rows."""
         self.mixture.check_identity(state["identity"])
-        self.place, self.batches = state["place"], state["batches"]
-        self.dropped, self.cut = state["dropped"], state["cut"]
+        self.place, self.dropped, self.cut = state["place"], state["dropped"], state["cut"]
 
     def _next(self, documents: Iterator[Read], waiting: list[Read]) -> tuple[Batch, list[Read], list[Read]]:
         """-> a batch, what was read for it, and the document, if any, that had no place in it."""

@@ -84,14 +84,6 @@ class Mixture:
         """How many rows this rank took from a part before a place."""
         return self.schedule.count(place + self.offset, part) - self.schedule.count(self.offset, part)
 
-    def epochs(self, place: int) -> dict[str, float]:
-        """How often this rank's share of each source of a size was read before a place."""
-        return {
-            part.source.name: self.drawn(place, number) * self.ranks / part.source.size
-            for number, part in enumerate(self.parts)
-            if part.source.size is not None
-        }
-
     def identity(self) -> dict[str, object]:
         """What the order depends on; a saved place means the same only where this is the same."""
         return {

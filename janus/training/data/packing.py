@@ -84,11 +84,6 @@ class Batch:
         """Positions that are not padding."""
         return int((self.document > 0).sum())
 
-    @property
-    def waste(self) -> float:
-        """The share of padding."""
-        return 1 - self.tokens / self.document.numel()
-
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
     """Documents to rows: each, from the longest to the shortest, into the fullest row that has room for it.

@@ -128,7 +128,6 @@ def test_epochs_and_seeds_shuffle_anew() -> None:
     assert sorted(epoch(0)) == sorted(epoch(1)) == list(range(50))
     assert epoch(0) != epoch(1) != epoch(0, seed=4)
     assert epoch(0) == epoch(0)
-    assert mixture().epochs(200) == {"seen": 2.0, "text": 20 / 7}
 
 
 def test_a_part_of_weight_0_never_comes() -> None:

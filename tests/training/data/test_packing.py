@@ -177,7 +177,6 @@ def check_layout(batch: Batch, examples: list[Example]) -> None:
         expected = [number for number, count in enumerate(counts, start=1) for _ in range(count)]
         assert rows == expected + [0] * (len(rows) - len(expected))
     assert batch.tokens == sum(map(len, examples))
-    assert batch.waste == 1 - batch.tokens / batch.ids.numel()
     assert batch.text_labels == sum(int((each.labels != IGNORE).sum()) for each in examples)
     assert batch.code_labels == sum(each.task == "drawing" for each in examples) * CODES
     assert batch.code_mask.sum() == len(batch.codes) * (CODES - 1)
