@@ -225,10 +225,6 @@ class Recipe(Section):
         if self.lora is not None and self.lora.targets == LoRA().targets and "language" in self.train:
             text = '"language" learns as a whole, and by the adapters of lora: take it out of one of them'
             raise RecipeError(("train", self.train.index("language")), text)
-        aligned = FlowLearning() if self.flow is None else self.flow
-        if aligned.aligned_after != FlowLearning().aligned_after and not self.loss.alignment:
-            text = f"{aligned.aligned_after} says nothing where loss.alignment is 0: take it out"
-            raise RecipeError(("flow", "aligned_after"), text)
         if self.reinforce is not None and not self.loss.picture:
             text = "is 0, and to reinforce, weights of drawings are multiples of it: raise it"
             raise RecipeError(("loss", "picture"), text)

@@ -111,7 +111,10 @@ def test_a_dry_run_tells_and_writes_nothing(
             ["mine.toml", "log.samples_every=1", 'log.pictures=[{picture = "gone.png"}]'],
             "log.pictures: gone.png is not a file",
         ),
-        (["mine.toml", "lora.rank=4"], "attention.qkv learns as a whole and by an adapter"),
+        (
+            ["mine.toml", "lora.rank=4"],
+            "learns as a whole, and by the adapters of lora: take it out of one of them",
+        ),
         (["mine.toml", "--out", "rows.jsonl"], "rows.jsonl is a file: give a folder with --out"),
     ],
 )

@@ -508,11 +508,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "log.scenes",
         "are of a world: give one, or leave them out",
     ),
-    "aligned": (
-        changed(FLOW, flow={"aligned_after": 2}, loss={"alignment": 0}),
-        "flow.aligned_after",
-        "2 says nothing where loss.alignment is 0: take it out",
-    ),
     "lora-language": (
         changed(JANUS, train=["text_head", "language"], lora={}),
         "train.1",
