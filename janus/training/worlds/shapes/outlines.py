@@ -75,15 +75,6 @@ def _distance(outline: Outline, x: NDArray[Any], y: NDArray[Any]) -> NDArray[np.
     return np.sqrt(squared.min(axis=0)) * np.where(inside, -1, 1)
 
 
-# On the lattice of a side that it divides, every object of one shape and size has the same pixels.
-@lru_cache(maxsize=8192)
-def sprite(
-    shape: str, radius: float, x: float, y: float, height: int, width: int, look: int = 0
-) -> NDArray[np.float32]:
-    """`coverage`, kept for the next time."""
-    return coverage(shape, radius, x, y, height, width, look)
-
-
 def coverage(
     shape: str, radius: float, x: float, y: float, height: int, width: int, look: int = 0
 ) -> NDArray[np.float32]:
@@ -92,6 +83,10 @@ def coverage(
     down = (np.arange(height) + 0.5 - y) / radius
     distance = signed_distance(shape, across[None], down[:, None], look) * radius
     return (0.5 - distance).clip(0, 1).astype(np.float32)
+
+
+# On the lattice of a side that it divides, every object of one shape and size has the same pixels.
+sprite = lru_cache(maxsize=8192)(coverage)
 
 
 @cache

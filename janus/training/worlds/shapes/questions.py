@@ -52,9 +52,7 @@ def ask(
     (`any_kind`). ValueError for an unknown category or reason, and for what is nameless and held out.
     """
     require_category(category, tuple(WRITERS))
-    if nameless and held_out:
-        raise ValueError(f"nameless and held_out {held_out!r} exclude each other: leave one out")
-    source = Source(rng, choose_reason(rng, held_out), color, places, nameless)
+    source = Source(rng, choose_reason(rng, held_out, nameless=nameless), color, places, nameless)
     scene, question, answer, about = WRITERS[category](source)
     return Asked(scene, vary_case(rng, question), answer, category, about, source.wanted)
 

@@ -5,7 +5,6 @@ S: a picture's side.
 
 import math
 from functools import cache
-from typing import Any
 
 import numpy as np
 from numpy.random import default_rng
@@ -45,7 +44,6 @@ RADIUS = 0.75
 Picture = NDArray[np.uint8]
 
 
-STRANGE_COLORS = LOOKS
 # How far (of 255, Euclidean) a strange colour is at least from those that have a name and from the
 # background, from which half of white or black is 102 away.
 APART = 70.0
@@ -53,19 +51,19 @@ APART_FROM_BACKGROUND = 110.0
 
 
 @cache
-def strange_colors() -> NDArray[np.float64]:
-    """Colours (STRANGE_COLORS, 3) from all of the cube, none of them near one with a name."""
-    proposed = default_rng(0).uniform(0, 255, (16 * STRANGE_COLORS, 3))
+def strange_colors() -> NDArray[np.float32]:
+    """Colours (LOOKS, 3) from all of the cube, none of them near one with a name."""
+    proposed = default_rng(0).uniform(0, 255, (16 * LOOKS, 3))
     named = np.array(list(PALETTE.values()), np.float64)
     apart = np.linalg.norm(proposed[:, None] - named, axis=-1).min(axis=1) >= APART
     apart &= np.linalg.norm(proposed - BACKGROUND, axis=-1) >= APART_FROM_BACKGROUND
-    return proposed[apart][:STRANGE_COLORS]
+    return proposed[apart][:LOOKS].astype(np.float32)
 
 
-def _shown_color(item: Object) -> NDArray[Any]:
+def _shown_color(item: Object) -> NDArray[np.float32]:
     """An object's colour (3,) as it is drawn."""
     if item.color == NAMELESS_COLOR:
-        return strange_colors()[item.look % STRANGE_COLORS]
+        return strange_colors()[item.look % LOOKS]
     return np.array(PALETTE[item.color], np.float32)
 
 
@@ -84,5 +82,5 @@ def render(scene: Scene, side: int = SIDE) -> Picture:
         look = item.look % BLOBS if item.shape == NAMELESS_SHAPE else 0
         share = sprite(item.shape, RADIUS * half, x - left, y - top, bottom - top, right - left, look)
         region = canvas[top:bottom, left:right]
-        region += share[:, :, None] * (_shown_color(item).astype(np.float32) - region)
+        region += share[:, :, None] * (_shown_color(item) - region)
     return np.rint(canvas).astype(np.uint8)

@@ -89,9 +89,7 @@ def sample(
             raise ValueError(f"color {color!r} is unknown: use one of {', '.join(COLORS + NEW_COLORS)}")
         if held_out:
             raise ValueError(f"color {color!r} and held_out {held_out!r} exclude each other: leave one out")
-    if nameless and held_out:
-        raise ValueError(f"nameless and held_out {held_out!r} exclude each other: leave one out")
-    wanted = choose_reason(rng, held_out, single=category in SINGLE)
+    wanted = choose_reason(rng, held_out, single=category in SINGLE, nameless=nameless)
     alike = category == "counting" and (wanted is not None or chance(rng, 0.5))
     kinds = draw_kinds(lambda: _propose(rng, category, alike, color, nameless), wanted)
     scene = place(rng, kinds, related=category in RELATED, places=places)
@@ -103,8 +101,15 @@ def require_category(category: str, categories: Sequence[str]) -> None:
         raise ValueError(f"category {category!r} is unknown: use one of {', '.join(categories)}")
 
 
-def choose_reason(rng: Generator, held_out: HeldOut, *, single: bool = False) -> Reason | None:
-    """What `held_out` asks for, with True settled. ValueError for what is no reason, or not of one object."""
+def choose_reason(
+    rng: Generator, held_out: HeldOut, *, single: bool = False, nameless: bool = False
+) -> Reason | None:
+    """What `held_out` asks for, with True settled.
+
+    ValueError for what is no reason, is not of one object, or is asked for beside what is nameless.
+    """
+    if nameless and held_out:
+        raise ValueError(f"nameless and held_out {held_out!r} exclude each other: leave one out")
     if held_out is True:
         return "kind" if single or chance(rng, 0.5) else "pair"
     if held_out is False:
