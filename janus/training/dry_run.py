@@ -25,6 +25,8 @@ from janus.training.parallel import Ranks, ranks, rows_of
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import KINDS
 from janus.training.run import begin, takes_autoencoder
+from janus.training.siglip import Pairs
+from janus.training.siglip_loop import compare
 from janus.training.start import start_config, start_vae_config
 from janus.training.vq_loop import begin as begin_vq
 
@@ -44,7 +46,9 @@ def dry_run(
         vae = start_vae_config(recipe.model) if flow else None
         memory = foretell(config, recipe, ranks=place.size, device=place.device.type, vae=vae)
         tell(format_memory(memory))
-        try_batch = _try_vq if recipe.is_of_pictures else _try_janus
+        try_batch = _try_janus
+        if recipe.is_of_pictures or recipe.task == "siglip":
+            try_batch = _try_siglip if recipe.task == "siglip" else _try_vq
         with tempfile.TemporaryDirectory() as nothing:
             kind, loss, seconds = try_batch(recipe, Path(nothing), place, memory.by_row)
         tell(
@@ -112,6 +116,16 @@ def longest_batch(config: AnyConfig, row: Row, rows: int, geometry: Geometry | N
         seeds=torch.zeros(rows * row.drawn, dtype=torch.long),
         tasks=((row.kind,),) * rows,
     )
+
+
+def _try_siglip(
+    recipe: Recipe, folder: Path, place: Ranks, by_row: Mapping[str, int]
+) -> tuple[str, float, float]:
+    run = begin(recipe, folder, place)
+    pairs: Pairs = next(iter(run.loader))  # type: ignore[assignment]
+    start = time.perf_counter()
+    loss = float(compare(run, pairs)[0]) / len(pairs)
+    return f"{len(pairs)} pictures and captions", loss, time.perf_counter() - start
 
 
 def _try_vq(

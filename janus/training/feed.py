@@ -6,8 +6,10 @@ B pictures of S x S pixels.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -23,7 +25,7 @@ from janus.processing.processor import Processor
 from janus.training.data.documents import Builder, Crop, crop_at
 from janus.training.data.limits import Guard
 from janus.training.data.loader import Loader, Places
-from janus.training.data.mixture import Mixture, Part, Source
+from janus.training.data.mixture import Draw, Mixture, Part, Source
 from janus.training.data.open import open_source
 from janus.training.data.outline import Geometry
 from janus.training.data.rows import Drawing, located
@@ -33,9 +35,12 @@ from janus.training.parts import AnyModel
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Data
 from janus.training.recipe_sections import Source as Described
+from janus.training.siglip import Pairs
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.draws import pick
 from janus.training.worlds.shapes.raster import LEAST_SIDE
+
+Read = TypeVar("Read")
 
 
 def geometry_of(config: AnyConfig, vae: VAE | None) -> Geometry | None:
@@ -138,7 +143,7 @@ def _shapes_drawing(
     drawn = shapes.drawing(
         random, category=category, side=side, color=color, places=places, nameless=nameless
     )
-    return {"prompt": drawn.caption, "image": drawn.picture}
+    return {"prompt": drawn.caption, "image": drawn.picture, "meaning": drawn.meaning}
 
 
 def _shapes_conversation(
@@ -172,28 +177,29 @@ def _conversation(turns: Sequence[tuple[str, str]], picture: Any = None) -> Mapp
     return {"messages": messages}
 
 
-class Pictures:
-    """Endless batches of pictures alone, (B, 3, S, S) in [-1, 1]; resumed as a `Loader` is."""
+class Drawings(Generic[Read]):
+    """Endless batches of what `read` makes of so many drawings' rows; resumed as a `Loader` is."""
 
     def __init__(
-        self, mixture: Mixture, *, size: int, rows: int, workers: int = 0, crop: Crop = "center"
+        self, mixture: Mixture, read: Callable[[Sequence[Drawn]], Read], *, rows: int, workers: int = 0
     ) -> None:
-        self.mixture, self.size, self.rows, self.workers, self.crop = mixture, size, rows, workers, crop
+        self.mixture, self.read, self.rows, self.workers = mixture, read, rows, workers
         self.place = 0
 
-    def __iter__(self) -> Iterator[Tensor]:
+    def __iter__(self) -> Iterator[Read]:
         reads: DataLoader[Any] = DataLoader(
-            _Squares(self.mixture, self.size, self.crop),
+            _Drawn(self.mixture, self.read),
             batch_size=None,
             sampler=Places(self.place, self.rows),
             num_workers=self.workers,
+            collate_fn=_as_it_is,
             generator=torch.Generator(),  # torch's default one is the training's: reading must not move it
         )
-        for pixels, error in reads:
+        for batch, error in reads:
             if error is not None:
                 raise error
             self.place += self.rows
-            yield pixels
+            yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the order, with what the order depends on; in the form of a `Loader`'s."""
@@ -205,36 +211,83 @@ class Pictures:
         self.place = state["place"]
 
 
-class _Squares(Dataset[tuple[Tensor | None, Exception | None]]):
-    """The pictures at given places, or the error to be raised in the main process."""
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
-    def __init__(self, mixture: Mixture, size: int, crop: Crop) -> None:
-        self.mixture, self.size, self.crop = mixture, size, crop
 
-    def __getitem__(self, places: Sequence[int]) -> tuple[Tensor | None, Exception | None]:
+@dataclass(frozen=True)
+class Drawn:
+    """A drawing's row, and where in the order of the data it is."""
+
+    row: Drawing
+    draw: Draw
+
+
+class _Drawn(Dataset[tuple[Any, Exception | None]]):
+    """What is made of the drawings at given places, or the error to be raised in the main process."""
+
+    def __init__(self, mixture: Mixture, read: Callable[[Sequence[Drawn]], Any]) -> None:
+        self.mixture, self.read = mixture, read
+
+    def __getitem__(self, places: Sequence[int]) -> tuple[Any, Exception | None]:
         try:
-            return torch.stack([self._square(place) for place in places]), None
+            return self.read([self._row(place) for place in places]), None
         except (ValueError, FileNotFoundError) as error:
             return None, error
 
-    def _square(self, place: int) -> Tensor:
+    def _row(self, place: int) -> Drawn:
         draw = self.mixture.draw(place)
         row = self.mixture.parts[draw.part].source.row(draw.index, draw.seed)
         if not isinstance(row, Drawing) or row.picture is None:
-            raise ValueError(f"{row.where}: no prompt with an image, which is what a tokenizer learns from")
-        try:
-            picture = load_picture(row.picture)
-            return to_signed_pixels(square_picture(picture, self.size, at=crop_at(self.crop, draw)))
-        except (ValueError, FileNotFoundError) as error:
-            raise located(error, row.where) from error
+            raise ValueError(f"{row.where}: no prompt with an image, which is all that can be learned here")
+        return Drawn(row, draw)
 
 
-def pictures(recipe: Recipe, size: int, place: Ranks) -> Pictures:
-    """The batches of a process that trains a tokenizer."""
-    return Pictures(
-        Mixture(parts_of(recipe.data, side=size), seed=recipe.seed, rank=place.rank, ranks=place.size),
-        size=size,
+@contextmanager
+def _of(row: Drawing) -> Iterator[None]:
+    """Errors within it say which row they are of."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError) as error:
+        raise located(error, row.where) from error
+
+
+def pictures(recipe: Recipe, size: int, place: Ranks) -> Drawings[Tensor]:
+    """The batches of a process that trains a tokenizer: (B, 3, S, S) in [-1, 1], for S the `size`."""
+    return _drawings(recipe, size, place, partial(squares, size=size, crop=recipe.data.crop))
+
+
+def pairs(recipe: Recipe, model: AnyModel, processor: Processor, place: Ranks) -> Drawings[Pairs]:
+    """The batches of a process that trains a vision tower by captions."""
+    return _drawings(recipe, model.config.vision.image_size, place, partial(captioned, processor=processor))
+
+
+def _drawings(
+    recipe: Recipe, side: int, place: Ranks, read: Callable[[Sequence[Drawn]], Read]
+) -> Drawings[Read]:
+    return Drawings(
+        Mixture(parts_of(recipe.data, side=side), seed=recipe.seed, rank=place.rank, ranks=place.size),
+        read,
         rows=rows_of(recipe, place.size),
-        crop=recipe.data.crop,
         workers=recipe.data.workers,
     )
+
+
+def squares(drawn: Sequence[Drawn], *, size: int, crop: Crop) -> Tensor:
+    """Pictures to be drawn, cropped to squares: (B, 3, S, S) in [-1, 1]."""
+    found = []
+    for each in drawn:
+        with _of(each.row):
+            picture = load_picture(each.row.picture)
+            found.append(to_signed_pixels(square_picture(picture, size, at=crop_at(crop, each.draw))))
+    return torch.stack(found)
+
+
+def captioned(drawn: Sequence[Drawn], *, processor: Processor) -> Pairs:
+    """Pictures as they are seen, and the prompts to draw them."""
+    pixels, prompts = [], []
+    for each in drawn:
+        with _of(each.row):
+            pixels.append(processor.image(each.row.picture))
+            prompts.append(processor.draw_prompt(each.row.prompt))
+    return Pairs(torch.stack(pixels), prompts, [each.row.meaning for each in drawn])

@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from janus.config import (
     LATENT_PATCH,
     AdapterConfig,
+    AnyConfig,
     JanusConfig,
     JanusFlowConfig,
     LanguageConfig,
@@ -89,6 +90,17 @@ def cost(config: JanusConfig, train: Collection[str], *, adapted: bool = False) 
         code_labels=_linear(width * head, reached, "image_head" in train)
         + _linear(head * config.vq.codes, reached or "image_head" in train, "image_head" in train),
     )
+
+
+def contrast_cost(config: AnyConfig, train: Collection[str]) -> Cost:
+    """As `cost`, of SigLIP's training: pictures that are seen, and their captions' tokens.
+
+    Of what is done once for a picture, the pooling's keys and values are counted.
+    """
+    vision, learns = config.vision, "vision" in train
+    pooled = vision.tokens * _linear(2 * vision.width**2, learns, True)
+    read = _language(config.language, bool({"embed", "language"} & set(train)), train)
+    return Cost(**{**read, "word_labels": 0}, seen=_tower(vision, learns) + pooled, tokenized=0)
 
 
 def flow_cost(

@@ -87,12 +87,6 @@ def add_alignment(model: JanusFlow, after: int, *, tokens: int | None, seed: int
         attach_alignment(model, after)
 
 
-def remove_alignment(model: JanusFlow) -> None:
-    """Make a model what it was without its projector, in place; nothing where it has none."""
-    if alignment_of(model) is not None:
-        delattr(model, ALIGNMENT)
-
-
 def alignment_of(model: nn.Module) -> Alignment | None:
     """The projector of a model that has one."""
     found = getattr(model, ALIGNMENT, None)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from janus.config import JanusConfig
+from janus.training.data.loader import Loader
 from janus.training.data.packing import Batch
 from janus.training.evaluation import build_evaluator
 from janus.training.flops import Cost, cost, flow_cost
@@ -26,6 +27,7 @@ from janus.training.reinforce import attempt
 from janus.training.run import (
     Run,
     begin,
+    check_finite,
     export,
     is_due,
     keep,
@@ -37,6 +39,7 @@ from janus.training.run import (
 )
 from janus.training.samples import draw_and_ask
 from janus.training.schedule import factor
+from janus.training.siglip_loop import train_siglip
 from janus.training.vq_loop import train_vq
 
 
@@ -63,6 +66,8 @@ def train(
     with ranks(device) as place, own_numbers(place.device):
         if recipe.is_of_pictures:
             train_vq(recipe, folder, place, show)
+        elif recipe.task == "siglip":
+            train_siglip(recipe, folder, place, show)
         else:
             train_janus(recipe, folder, place, show)
     return folder
@@ -81,6 +86,7 @@ def train_janus(
     if not run.step:
         keep_autoencoder(run)
     evaluate = build_evaluator(run)
+    assert isinstance(run.loader, Loader)
     log = open_log(recipe, folder, place, run.step, show)
     parameters, costs = learning(run.model), cost_of(run)
     batches: Any = iter(run.loader)
@@ -169,12 +175,3 @@ def learn(run: Run, batch: Batch, labels: float, *, exchange: bool) -> Tensor:
         # Gradients are averaged over processes; of the sums that they are to be, that is one part each.
         total(Sums(*losses), recipe.loss, labels / place.size).backward()
     return torch.stack([loss.detach() for loss in losses])
-
-
-def check_finite(norm: Tensor, step: int, rate: float) -> None:
-    """FloatingPointError, before any weight has moved, for gradients that are no numbers."""
-    if not bool(norm.isfinite()):
-        raise FloatingPointError(
-            f"gradients of step {step} are not finite: lower the rate, {rate:.3g} by then, or look for data "
-            "that are not numbers"
-        )

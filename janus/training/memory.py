@@ -38,6 +38,7 @@ from janus.training.weigh import (
     hollow_model,
     prepare,
     weigh,
+    weigh_contrast,
     weigh_encoding,
     weigh_tokenizing,
     weigh_vae,
@@ -45,7 +46,7 @@ from janus.training.weigh import (
 )
 from janus.weights.vae import empty_vae
 
-ATTEMPTED = 64  # tokens of a prompt to be reinforced, as long as captions are
+PROMPTED = 64  # tokens of a prompt to draw, as long as captions are
 
 
 @dataclass(frozen=True)
@@ -120,6 +121,17 @@ def foretell(
     model = hollow_model(config, recipe)
     prepare(model, recipe)
     parts, state = _parts(model), _state(model, recipe, ranks, device)
+    if recipe.task == "siglip":
+        weighing_pairs = weigh_contrast(config, recipe, rows, PROMPTED, device=device)
+        return Memory(
+            parts=parts,
+            **state,
+            activations=weighing_pairs.held,
+            step=weighing_pairs.most,
+            tokens=recipe.batch * (config.vision.tokens + PROMPTED),
+            checkpointing=recipe.activation_checkpointing,
+            start=_start(model, recipe),
+        )
     geometry = None
     if not isinstance(config, JanusConfig) and vae is not None:
         geometry = Geometry.of_flow(config, vae)
@@ -209,12 +221,12 @@ def _foretell_autoencoder(config: VQConfig | VAEConfig, recipe: Recipe, pictures
 
 
 def attempts_memory(config: JanusConfig, recipe: Recipe, ranks: int) -> int:
-    """Bytes of the caches that a process draws its attempts with, for prompts of ATTEMPTED tokens."""
+    """Bytes of the caches that a process draws its attempts with, for prompts of PROMPTED tokens."""
     assert recipe.reinforce is not None
     drawn = -(-recipe.reinforce.prompts // ranks) * recipe.reinforce.pictures
     language = config.language
     position = 2 * language.layers * language.kv_heads * language.head_width
-    return drawn * (ATTEMPTED + config.picture_tokens) * position * DTYPES[recipe.precision].itemsize
+    return drawn * (PROMPTED + config.picture_tokens) * position * DTYPES[recipe.precision].itemsize
 
 
 def _kinds(recipe: Recipe) -> list[Kind]:

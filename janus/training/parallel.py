@@ -28,6 +28,7 @@ from janus.training.objectives import Objective
 from janus.training.parts import ALIGNMENT, AnyModel
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Parallel
+from janus.training.siglip import ContrastObjective
 from janus.training.weigh import computing_dtype, precision
 
 
@@ -107,7 +108,9 @@ def is_split(recipe: Recipe, place: Ranks) -> bool:
     return recipe.parallel.kind == "fsdp" and place.size > 1
 
 
-def parallelize(objective: Objective | FlowObjective, recipe: Recipe, place: Ranks) -> nn.Module:
+def parallelize(
+    objective: Objective | FlowObjective | ContrastObjective, recipe: Recipe, place: Ranks
+) -> nn.Module:
     """The objective as this process calls it; of a model that is split, in place.
 
     What learns is to be settled before, and the optimizer built afterwards. Raises ValueError for a mesh that
@@ -116,6 +119,7 @@ def parallelize(objective: Objective | FlowObjective, recipe: Recipe, place: Ran
     if place.size == 1:
         return objective
     if is_split(recipe, place):
+        assert not isinstance(objective, ContrastObjective)  # the recipe was checked
         return _split(objective, recipe, place)
     wrapped = DistributedDataParallel(
         objective,

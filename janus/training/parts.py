@@ -55,7 +55,8 @@ FLOW_PARTS: dict[str, tuple[str, ...]] = {
     "language": ("language.layers", "language.norm"),
     "text_head": ("language.head",),
 }
-# What a JanusFlow has beside them while it learns, and only then (`janus.training.flow`): it always learns.
+# What a model may have beside them while it learns, and only then: it always learns. A JanusFlow's projector
+# (`janus.training.flow`), or what SigLIP is trained with (`janus.training.siglip`).
 ALIGNMENT = "alignment"
 VQ_PARTS: dict[str, tuple[str, ...]] = {
     "encoder": ("encoder", "quant_conv"),
@@ -173,6 +174,12 @@ def at_rest(model: nn.Module) -> Iterator[None]:
     finally:
         for module in learning:
             module.training = True
+
+
+def remove_alignment(model: nn.Module) -> None:
+    """Take away, in place, what a model has for learning only, if anything."""
+    if hasattr(model, ALIGNMENT):
+        delattr(model, ALIGNMENT)
 
 
 def _modules(thing: nn.Module | nn.Parameter) -> Iterable[nn.Module]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from janus.training.vae import VAETraining
     from janus.training.vq import VQTraining
 
-Task = Literal["janus", "sft", "vq", "vae"]
+Task = Literal["janus", "sft", "siglip", "vq", "vae"]
+TOWERS = ("vision", "embed", "language")  # the parts that SigLIP's loss reaches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +44,15 @@ class Recipe(Section):
     """A run of training.
 
     `task`: "janus" trains on a mixture of tasks at a ratio; "sft" fine-tunes a whole checkpoint, on a ratio
-    or else on sources by their weights; "vq" trains the picture tokenizer, with the settings `vq`, and "vae"
-    the autoencoder of JanusFlow's latents, with those of `vae`. The `model` says what the weights begin as,
+    or else on sources by their weights; "siglip" trains the vision tower, with the language model as the
+    other tower, to tell which captions are of which pictures (`janus.training.siglip`); "vq" trains the
+    picture tokenizer, with the settings `vq`, and "vae" the autoencoder of JanusFlow's latents, with those of
+    `vae`. The `model` says what the weights begin as,
     and which family they are of: a JanusFlow learns to draw with the settings `flow`, and a Janus with those
     of `reinforce` from what it draws itself. `train` names the parts that learn (`janus.training.parts`),
     beside those that get adapters by `lora`. `data` are read for so many `steps`, each of a `batch` of rows
-    (packed ones; documents without packing; pictures for "vq" and "vae") over all processes (`parallel`),
-    which take theirs in `accumulate` turns.
+    (packed ones; documents without packing; pictures for "siglip", "vq" and "vae") over all processes
+    (`parallel`), which take theirs in `accumulate` turns.
 
     `optimizer`, `schedule` and the weights in `loss` say how it learns. `precision`: "autocast" keeps the
     weights in float32 and computes in bfloat16, "bfloat16" keeps them in it too; sums over processes are
@@ -98,6 +102,8 @@ class Recipe(Section):
             raise RecipeError(("schedule", "decay" if self.schedule.decay else "warmup"), text)
         if self.is_of_pictures:
             self._check_autoencoder()
+        elif self.task == "siglip":
+            self._check_siglip()
         else:
             self._check_janus()
 
@@ -156,12 +162,7 @@ class Recipe(Section):
             ("model", "code_embedding"): self.model.code_embedding != "random",
             ("log", "prompts"): bool(self.log.prompts),
         }
-        for each in fields(Data):  # how documents are laid out, and here are none
-            if each.name in ("sequence_length", "packing", "overlong", "prompt_dropout"):
-                own[("data", each.name)] = getattr(self.data, each.name) != each.default
-        for key, given in own.items():
-            if given:
-                raise RecipeError(key, f"says nothing to {task}: take it out")
+        self._refuse(own | self._of_documents(), task)
         for shown, asked in enumerate(self.log.pictures):
             if asked != PictureAsked(picture=asked.picture):
                 text = f"says nothing to {task}, which asks nothing: take it out"
@@ -178,6 +179,50 @@ class Recipe(Section):
             raise RecipeError(("model", "architecture"), "has no VQ tokenizer: give one's sizes, as a vq")
         if self.data.ratio is not None:
             raise RecipeError(("data", "ratio"), f"says nothing to {task}, all of whose data are pictures")
+        self._check_drawings(task)
+
+    def _check_siglip(self) -> None:
+        """What concerns two towers that are compared, and nothing that concerns answers and drawings."""
+        self._check_model()
+        task = f"task = {show(self.task)}"
+        for place, part in enumerate(self.train):
+            if part not in TOWERS:
+                text = f"no loss of {task} reaches {show(part)}: name parts among {', '.join(TOWERS)}"
+                raise RecipeError(("train", place), text)
+        own = {
+            ("accumulate",): self.accumulate > 1,
+            ("lora",): self.lora is not None,
+            ("flow",): self.flow is not None,
+            ("reinforce",): self.reinforce is not None,
+            ("loss",): self.loss != LossWeights(),
+            ("evaluate",): self.evaluate is not None,
+            ("defaults",): self.defaults is not None,
+            ("log", "prompts"): bool(self.log.prompts),
+            ("log", "pictures"): bool(self.log.pictures),
+            ("log", "world"): self.log.world is not None,
+            ("data", "ratio"): self.data.ratio is not None,
+        }
+        self._refuse(own | self._of_documents(("crop",)), task)
+        if self.parallel.kind == "fsdp":
+            text = f'is "fsdp", and for {task} each process has both towers whole: give "ddp"'
+            raise RecipeError(("parallel", "kind"), text)
+        self._check_drawings(task)
+
+    def _of_documents(self, more: tuple[str, ...] = ()) -> dict[tuple[str, ...], bool]:
+        """The keys that say how documents are laid out, and whether they are given."""
+        laid_out = ("sequence_length", "packing", "overlong", "prompt_dropout", *more)
+        return {
+            ("data", each.name): getattr(self.data, each.name) != each.default
+            for each in fields(Data)
+            if each.name in laid_out
+        }
+
+    def _refuse(self, given: Mapping[tuple[str, ...], bool], task: str) -> None:
+        for key, is_given in given.items():
+            if is_given:
+                raise RecipeError(key, f"says nothing to {task}: take it out")
+
+    def _check_drawings(self, task: str) -> None:
         for place, source in enumerate(self.data.sources):
             if source.task != "drawing":
                 text = f'{show(source.task)} is not read for {task}: give sources of task "drawing"'
@@ -192,7 +237,8 @@ class Recipe(Section):
                 ("model", "architecture"), "is no autoencoder of latents: give the sizes, as a vae"
             )
 
-    def _check_janus(self) -> None:
+    def _check_model(self) -> None:
+        """What the model of a task must be that trains more than a tokenizer or an autoencoder."""
         for name in ("vq", "vae"):
             if getattr(self, name) is not None:
                 raise RecipeError((name,), f"is of task = {show(name)}, not {show(self.task)}: take it out")
@@ -201,9 +247,6 @@ class Recipe(Section):
             raise RecipeError(("model", "architecture"), text)
         if isinstance(self.model.architecture, JanusConfig | JanusFlowConfig):
             self.check_kind(self.model.architecture)
-        if "vq" in self.train:
-            text = f'no loss of task = {show(self.task)} reaches "vq": train it by itself, with task = "vq"'
-            raise RecipeError(("train", self.train.index("vq")), text)
         if isinstance(self.model.architecture, VQConfig):
             raise RecipeError(
                 ("model", "architecture"), "is a VQ tokenizer alone: give the other parts' sizes"
@@ -216,6 +259,15 @@ class Recipe(Section):
             if self.model.processor is None and self.model.world is None:
                 text = "is missing beside an architecture: give the folder or hub id of a tokenizer"
                 raise RecipeError(("model", "processor"), text)
+        if self.optimizer.kind == "muon" and self.parallel.kind == "fsdp":
+            text = 'is "muon", which wants matrices whole, and "fsdp" splits them: give "adamw", or "ddp"'
+            raise RecipeError(("optimizer", "kind"), text)
+
+    def _check_janus(self) -> None:
+        self._check_model()
+        if "vq" in self.train:
+            text = f'no loss of task = {show(self.task)} reaches "vq": train it by itself, with task = "vq"'
+            raise RecipeError(("train", self.train.index("vq")), text)
         if self.task == "janus" and self.data.ratio is None:
             raise RecipeError(("data", "ratio"), 'is missing: task = "janus" mixes tasks, at a ratio')
 
@@ -231,9 +283,6 @@ class Recipe(Section):
         if self.reinforce is not None and self.parallel.kind == "fsdp":
             text = 'is "fsdp", and to reinforce, each process draws with the whole model: give "ddp"'
             raise RecipeError(("parallel", "kind"), text)
-        if self.optimizer.kind == "muon" and self.parallel.kind == "fsdp":
-            text = 'is "muon", which wants matrices whole, and "fsdp" splits them: give "adamw", or "ddp"'
-            raise RecipeError(("optimizer", "kind"), text)
 
     def check_kind(self, config: AnyConfig) -> None:
         """RecipeError where it says what a model of this architecture knows nothing of.

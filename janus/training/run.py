@@ -27,19 +27,20 @@ from janus.training.data.loader import Loader, reshard
 from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
 from janus.training.ema import EMA
-from janus.training.feed import Pictures, documents, geometry_of
+from janus.training.feed import Drawings, documents, geometry_of, pairs
 from janus.training.flops import machine_rate
-from janus.training.flow import FlowObjective, add_alignment, remove_alignment, with_latents
+from janus.training.flow import FlowObjective, add_alignment, with_latents
 from janus.training.log import RunLog, process_memory
 from janus.training.lora import add_adapters, merge_adapters, save_adapters
 from janus.training.objectives import Objective, encode
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import Ranks, gathered, is_split, parallelize
-from janus.training.parts import AnyModel, at_rest, freeze, trained
+from janus.training.parts import AnyModel, at_rest, freeze, remove_alignment, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_learning import FlowLearning
 from janus.training.reinforce import check_attempts
 from janus.training.samples import check_scenes
+from janus.training.siglip import ContrastObjective, Pairs, add_contrast
 from janus.training.start import (
     blank,
     describe,
@@ -72,7 +73,7 @@ class Run:
     objective: nn.Module
     optimizer: torch.optim.Optimizer
     average: EMA | None
-    loader: Loader
+    loader: Loader | Drawings[Pairs]
     vae: VAE | None = None
     step: int = 0
 
@@ -117,9 +118,14 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     else:
         add_adapters(model, recipe.lora, train=recipe.train, seed=recipe.seed)
     # Before the model is split: sources compare the tokenizer with that of their codes.
-    loader = documents(recipe, model, processor, place, vae)
+    loader: Loader | Drawings[Pairs]
+    if recipe.task == "siglip":
+        loader = pairs(recipe, model, processor, place)
+        add_contrast(model, seed=recipe.seed)
+    else:
+        loader = documents(recipe, model, processor, place, vae)
     settings = recipe.flow or FlowLearning()
-    if isinstance(model, JanusFlow) and recipe.loss.alignment:
+    if isinstance(model, JanusFlow) and recipe.task != "siglip" and recipe.loss.alignment:
         geometry = geometry_of(model.config, vae)
         tokens = None if geometry is None else geometry.tokens
         add_alignment(model, settings.aligned_after, tokens=tokens, seed=recipe.seed)
@@ -134,9 +140,13 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
         for block in model.language.layers:
             assert isinstance(block, Block)
             block.compile()
-    alone = (
-        FlowObjective(model, settings, processor.config) if isinstance(model, JanusFlow) else Objective(model)
-    )
+    alone: Objective | FlowObjective | ContrastObjective
+    if recipe.task == "siglip":
+        alone = ContrastObjective(model, place.group)
+    elif isinstance(model, JanusFlow):
+        alone = FlowObjective(model, settings, processor.config)
+    else:
+        alone = Objective(model)
     objective = parallelize(alone, recipe, place)
     optimizer = build_optimizer(model, recipe.optimizer)
     average = None if recipe.ema is None else EMA(model, recipe.ema)
@@ -151,8 +161,10 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
 def takes_autoencoder(recipe: Recipe) -> bool:
     """Whether a JanusFlow's run needs its autoencoder: where it draws, or has another than the released one.
 
-    That one goes on with the model, whatever it learns.
+    That one goes on with the model, whatever it learns. What only looks at pictures to be drawn needs none.
     """
+    if recipe.task == "siglip":
+        return False
     sources = (*recipe.data.sources, *(recipe.evaluate.sources if recipe.evaluate else ()))
     draws = bool(recipe.log.prompts) or any(source.task == "drawing" for source in sources)
     return draws or find_vae(recipe.model) != RELEASED
@@ -187,7 +199,7 @@ def find_checkpoint(recipe: Recipe, folder: Path, place: Ranks) -> Checkpoint | 
     return found
 
 
-def go_on(found: Checkpoint, loader: Loader | Pictures, place: Ranks) -> None:
+def go_on(found: Checkpoint, loader: Loader | Drawings[Any], place: Ranks) -> None:
     """Put the loader and torch's generators where a checkpoint left them, in place.
 
     With another number of processes, rows at the seam may be read twice or passed over (`reshard`), and each
@@ -208,7 +220,7 @@ def tensors(model: nn.Module, optimizer: torch.optim.Optimizer, average: EMA | N
     return found | {f"average.{name}": tensor for name, tensor in averages.items()}
 
 
-def own_state(loader: Loader | Pictures, place: Ranks) -> dict[str, Any]:
+def own_state(loader: Loader | Drawings[Any], place: Ranks) -> dict[str, Any]:
     """What a process has for itself."""
     return {"loader": loader.state_dict(), "random": checkpoint.random_state(place.device)}
 
@@ -258,8 +270,7 @@ def export(run: Run) -> None:
             if run.recipe.lora is not None:
                 save_adapters(model, run.folder / ADAPTERS)
                 merge_adapters(model)
-            if isinstance(model, JanusFlow):
-                remove_alignment(model)
+            remove_alignment(model)
             model.save_pretrained(run.folder)
             if settings is not None and settings.is_choice:
                 choice = choose_defaults(
@@ -281,6 +292,15 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next step, of all groups, in place."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def check_finite(norm: Tensor, step: int, rate: float) -> None:
+    """FloatingPointError, before any weight has moved, for gradients that are no numbers."""
+    if not bool(norm.isfinite()):
+        raise FloatingPointError(
+            f"gradients of step {step} are not finite: lower the rate, {rate:.3g} by then, or look for data "
+            "that are not numbers"
+        )
 
 
 def open_log(

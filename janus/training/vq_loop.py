@@ -24,7 +24,7 @@ from janus.processing.image import load_picture, square_picture, to_signed_pixel
 from janus.training import checkpoint
 from janus.training.architecture import render_architecture
 from janus.training.ema import EMA
-from janus.training.feed import Pictures, pictures
+from janus.training.feed import Drawings, pictures
 from janus.training.flops import reconstruction_flop
 from janus.training.log import RunLog
 from janus.training.optimizer import build_optimizer
@@ -66,7 +66,7 @@ class VQRun:
     vq: VQ | VAE
     state: VQState | VAEState
     average: EMA | None
-    loader: Pictures
+    loader: Drawings[Tensor]
     step: Step
 
     def loss(self, pixels: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
     run = begin(recipe, folder, place)
     if place.first:
         warn_of_phases(recipe)
-    state, size = run.state, run.loader.size
+    state, size = run.state, recipe.picture_size
     flop = 3 * recipe.batch * reconstruction_flop(run.vq.config, size)
     codes = recipe.batch * (size // run.vq.config.factor) ** 2
     log = open_log(recipe, folder, place, state.step, show)
@@ -213,10 +213,11 @@ def shown(run: VQRun) -> Iterator[None]:
 def show_reconstructions(run: VQRun, log: RunLog) -> None:
     """The recipe's pictures above what the tokenizer makes of them, as one picture."""
     pictures = [load_picture(each.picture) for each in run.recipe.log.pictures]
-    pictures += [load_picture(each.picture) for each in scenes_of(run.recipe.log, run.loader.size)]
+    size = run.recipe.picture_size
+    pictures += [load_picture(each.picture) for each in scenes_of(run.recipe.log, size)]
     if not pictures:
         return
-    squares = [square_picture(each, run.loader.size) for each in pictures]
+    squares = [square_picture(each, size) for each in pictures]
     pixels = torch.stack([to_signed_pixels(square) for square in squares]).to(run.place.device)
     if isinstance(run.vq, VQ):
         quantised = run.recipe.vq_training().quantises(run.state.step)

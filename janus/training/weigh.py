@@ -35,6 +35,7 @@ from janus.training.parts import AnyModel, freeze, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_learning import FlowLearning
 from janus.training.recipe_sections import LoRA
+from janus.training.siglip import ContrastObjective, attach_contrast
 from janus.training.vae import VAEState, there_and_back, vae_losses
 from janus.training.vq import (
     AutoencoderTraining,
@@ -106,6 +107,30 @@ def run(
     if value.requires_grad:
         value.backward()
     return Weighed(held + before, live.most + before)
+
+
+def weigh_contrast(
+    config: AnyConfig, recipe: Recipe, pictures: int, captions: int, *, device: str = "cpu"
+) -> Weighed:
+    """As `weigh`, for a step of SigLIP's loss: so many pictures, and tokens to each caption, of a process."""
+    _check_device(device)
+    model = hollow_model(config, recipe)
+    with FakeTensorMode():
+        _fill(model, DTYPES[recipe.precision], device)
+        prepare(model, recipe)
+        if cpu.widens(torch.device(device), DTYPES[recipe.precision]):
+            widen_linears(model)
+        if recipe.activation_checkpointing:
+            checkpoint_blocks(model)
+        size = config.vision.image_size
+        with LiveBytes() as live:
+            pixels = torch.zeros(pictures, 3, size, size, device=device)
+            ids = torch.zeros(pictures, captions, dtype=torch.long, device=device)
+            ends = torch.full((pictures,), captions - 1, device=device)
+            fits = torch.zeros(pictures, recipe.batch, dtype=torch.bool, device=device)
+            own = fits[:, :pictures]  # what other processes send is small
+            objective = ContrastObjective(model)
+            return run(model, recipe, lambda: objective(pixels, ids, ends, own)[0], device, live)
 
 
 def weigh_tokenizing(config: JanusConfig, recipe: Recipe, pictures: int, *, device: str = "cpu") -> int:
@@ -223,9 +248,11 @@ def precision(recipe: Recipe, device: str) -> AbstractContextManager[Any]:
 
 
 def hollow_model(config: AnyConfig, recipe: Recipe) -> AnyModel:
-    """The model that learns, on the meta device; a flow's with its projector."""
+    """The model that learns, on the meta device, with what it has for learning only."""
     model: AnyModel = empty_model(config)
-    if isinstance(model, JanusFlow) and recipe.loss.alignment:
+    if recipe.task == "siglip":
+        attach_contrast(model)
+    elif isinstance(model, JanusFlow) and recipe.loss.alignment:
         attach_alignment(model, (recipe.flow or FlowLearning()).aligned_after)
     return model
 

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from janus.processing.image import load_picture, square_picture, to_signed_pixels
 from janus.training.data.documents import crop_at
 from janus.training.data.mixture import Mixture, Part
 from janus.training.data.rows import Conversation, Drawing
 from janus.training.data.sources import JsonLines, Table
-from janus.training.feed import Pictures, open_described, parts_of
+from janus.training.feed import Drawings, open_described, parts_of, squares
 from janus.training.recipe_sections import Columns, Data, Ratio, Source
 from janus.training.worlds import shapes
 
@@ -163,9 +165,11 @@ def rows(tmp_path: Path) -> Path:
     return tmp_path / "rows.jsonl"
 
 
-def pictures(rows: Path, *, rank: int = 0, ranks: int = 1, workers: int = 0, seed: int = 0) -> Pictures:
+def pictures(
+    rows: Path, *, rank: int = 0, ranks: int = 1, workers: int = 0, seed: int = 0
+) -> Drawings[Tensor]:
     mixture = Mixture([Part(JsonLines(rows), 1.0)], seed=seed, rank=rank, ranks=ranks)
-    return Pictures(mixture, size=8, rows=2, workers=workers)
+    return Drawings(mixture, partial(squares, size=8, crop="center"), rows=2, workers=workers)
 
 
 def test_pictures_are_those_of_the_order_cropped_to_squares(rows: Path) -> None:
@@ -181,7 +185,7 @@ def test_pictures_are_those_of_the_order_cropped_to_squares(rows: Path) -> None:
 def test_pictures_may_be_cropped_anywhere(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (8, 64, 3), dtype=np.uint8)
     mixture = Mixture([Part(Table([{"prompt": "a", "image": noise}], "one"), 1.0)], seed=0)
-    (batch,) = islice(Pictures(mixture, size=8, rows=20, crop="random"), 1)
+    (batch,) = islice(Drawings(mixture, partial(squares, size=8, crop="random"), rows=20), 1)
     places = [crop_at("random", mixture.draw(place)) for place in range(20)]
     assert min(places) < 0.25
     assert max(places) > 0.75

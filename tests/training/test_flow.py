@@ -29,11 +29,10 @@ from janus.training.flow import (
     as_seen,
     encode_latents,
     noised,
-    remove_alignment,
     with_latents,
 )
 from janus.training.objectives import Sums, count, figures, total
-from janus.training.parts import FLOW_STAGE_2, FLOW_STAGE_3, freeze, trained
+from janus.training.parts import FLOW_STAGE_2, FLOW_STAGE_3, freeze, remove_alignment, trained
 from janus.training.recipe_learning import FlowLearning
 from janus.training.recipe_sections import LossWeights
 

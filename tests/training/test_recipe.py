@@ -139,7 +139,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "task": (
         changed(JANUS, task="januss"),
         "task",
-        '"januss" is not "janus", "sft", "vq" or "vae": did you mean "jan',
+        '"januss" is not "janus", "sft", "siglip", "vq" or "vae": did you',
     ),
     "bool": (
         changed(JANUS, compile="yes"),

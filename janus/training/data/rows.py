@@ -4,7 +4,7 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from PIL import Image
 
@@ -37,13 +37,25 @@ class Text:
     where: str = field(default="a text", compare=False)
 
 
+class Meaning(Protocol):
+    """What is known of a picture and its caption, where a world has made both."""
+
+    def is_also(self, other: Any) -> bool:
+        """Whether this picture is also one of the other's caption."""
+        ...
+
+
 @dataclass(frozen=True)
 class Drawing:
-    """A prompt, and the picture or the codes (T,) or (grid, grid) that it should become."""
+    """A prompt, and the picture or the codes (T,) or (grid, grid) that it should become.
+
+    `meaning` is that of a picture which a world has made; no file states it.
+    """
 
     prompt: str
     picture: Any = None
     codes: Any = None
+    meaning: Meaning | None = field(default=None, compare=False)
     where: str = field(default="a drawing", compare=False)
 
 
@@ -75,7 +87,7 @@ def parse_row(raw: Any, where: str, resolve: Resolve = lambda picture: picture) 
     picture, codes = raw.get("image"), raw.get("codes")
     if (picture is None) == (codes is None):
         raise ValueError(f"{where}: the prompt needs either image or codes: give one of them")
-    return Drawing(text, None if picture is None else resolve(picture), codes, where)
+    return Drawing(text, None if picture is None else resolve(picture), codes, where=where)
 
 
 def beside(folder: Path) -> Resolve:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib import import_module
 from itertools import accumulate
 from os import PathLike
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from janus.checks import one_line
-from janus.training.data.rows import Row, beside, parse_row, picture_from_bytes
+from janus.training.data.rows import Drawing, Row, beside, parse_row, picture_from_bytes
 
 
 class JsonLines:
@@ -116,7 +117,8 @@ def hugging_face(
 class World:
     """Endless rows that `make` invents: a function, at a module's top level, from a generator to a row.
 
-    The row is what a line of JSON would say, its pictures as `PIL.Image` or arrays.
+    The row is what a line of JSON would say, its pictures as `PIL.Image` or arrays, and to a drawing its
+    `meaning` besides, if it has one.
     """
 
     def __init__(self, make: Callable[[np.random.Generator], Mapping[str, Any]], name: str) -> None:
@@ -124,7 +126,9 @@ class World:
         self.size: int | None = None
 
     def row(self, index: int, seed: int) -> Row:
-        return parse_row(self.make(np.random.default_rng(seed)), f"{self.name}[seed {seed}]")
+        made = self.make(np.random.default_rng(seed))
+        row = parse_row(made, f"{self.name}[seed {seed}]")
+        return replace(row, meaning=made.get("meaning")) if isinstance(row, Drawing) else row
 
 
 class Joined:

@@ -3,6 +3,8 @@
 Lengths are in lattice steps, LATTICE to a side, x to the right and y downwards: a scene has no resolution.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,7 +109,7 @@ class Spec:
         """The kind of each object whose colour and shape are both named."""
         return tuple(thing.kind for thing in self.things if thing.kind for _ in range(thing.count))
 
-    def canonical(self) -> "Spec":
+    def canonical(self) -> Spec:
         """The one specification among those that say the same in another order or by the inverse relation."""
         if self.relation in ("right", "below"):
             return Spec(self.things[::-1], INVERSE[self.relation])
@@ -148,6 +150,18 @@ def holds(spec: Spec, objects: Sequence[Object]) -> bool:
         wanted[0].fits(first) and wanted[1].fits(second) and relation(first, second) == spec.relation
         for first, second in (objects, objects[::-1])
     )
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """What a caption says, and the scene that it was made for."""
+
+    spec: Spec
+    scene: Scene
+
+    def is_also(self, other: Meaning) -> bool:
+        """Whether this scene is as the other's caption says, too."""
+        return holds(other.spec, self.scene)
 
 
 def _assignable(wanted: Sequence[Thing], objects: Sequence[Object]) -> bool:

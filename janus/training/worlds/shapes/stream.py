@@ -26,7 +26,7 @@ from janus.training.worlds.shapes.sampling import (
     Sample,
     sample,
 )
-from janus.training.worlds.shapes.scene import Spec, Thing
+from janus.training.worlds.shapes.scene import Meaning, Spec, Thing
 
 Split = Literal["validation", "test"]
 SPLITS = ("validation", "test")
@@ -35,13 +35,21 @@ MOST_TURNS = 8
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """A caption, a picture (S, S, 3) uint8 for which it holds; `held_out`: why it is not for training."""
+    """A caption, a picture (S, S, 3) uint8 for which it holds; `held_out`: why it is not for training.
+
+    `meaning` tells which other captions hold for the picture.
+    """
 
     caption: str
     picture: Picture
-    spec: Spec
+    meaning: Meaning
     category: str
     held_out: Reason | None
+
+    @property
+    def spec(self) -> Spec:
+        """What the caption says."""
+        return self.meaning.spec
 
 
 @dataclass(frozen=True, eq=False)
@@ -191,7 +199,8 @@ def vocabulary_texts(count: int, seed: int) -> Iterator[str]:
 
 def _draw(rng: Generator, drawn: Sample, side: int) -> Drawing:
     picture = render(drawn.scene, side)
-    return Drawing(caption(rng, drawn.spec), picture, drawn.spec, drawn.category, drawn.held_out)
+    meaning = Meaning(drawn.spec, drawn.scene)
+    return Drawing(caption(rng, drawn.spec), picture, meaning, drawn.category, drawn.held_out)
 
 
 def _show(asked: Asked, side: int) -> Question:
