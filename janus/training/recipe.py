@@ -1,15 +1,14 @@
 """A recipe: all that decides what a run of training computes, as frozen data.
 
 Every section fits its own fields (`recipe_fields`; `recipe_sections`, `recipe_learning`, `recipe_watch`), and
-`Recipe` sees to what they say together. Read from TOML or YAML, and written, in `recipe_file`. Numbers of the
-papers: `recipes/`.
+what they say together is checked by the recipe's task (`recipe_tasks`). Read from TOML or YAML, and written,
+in `recipe_file`. Numbers of the papers: `recipes/`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,10 +16,9 @@ from janus.config import AnyConfig, JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
 from janus.training.architecture import render_architecture
 from janus.training.parts import FLOW_PARTS, PARTS, VAE_PARTS, VQ_PARTS, check_parts
-from janus.training.recipe_fields import NONE, RecipeError, Section, number, show
+from janus.training.recipe_fields import NONE, RecipeError, Section, number
 from janus.training.recipe_learning import FlowLearning, Reinforcement, VAELearning, VQLearning
 from janus.training.recipe_sections import (
-    BACKBONE,
     Data,
     LoRA,
     LossWeights,
@@ -29,14 +27,14 @@ from janus.training.recipe_sections import (
     Schedule,
     Start,
 )
-from janus.training.recipe_watch import Checkpoints, Defaults, Evaluation, Log, PictureAsked
+from janus.training.recipe_tasks import check_autoencoder, check_janus, check_siglip
+from janus.training.recipe_watch import Checkpoints, Defaults, Evaluation, Log
 
 if TYPE_CHECKING:
     from janus.training.vae import VAETraining
     from janus.training.vq import VQTraining
 
 Task = Literal["janus", "sft", "siglip", "vq", "vae"]
-TOWERS = ("vision", "embed", "language")  # the parts that SigLIP's loss reaches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,11 +99,11 @@ class Recipe(Section):
             )
             raise RecipeError(("schedule", "decay" if self.schedule.decay else "warmup"), text)
         if self.is_of_pictures:
-            self._check_autoencoder()
+            check_autoencoder(self)
         elif self.task == "siglip":
-            self._check_siglip()
+            check_siglip(self)
         else:
-            self._check_janus()
+            check_janus(self)
 
     @property
     def is_of_pictures(self) -> bool:
@@ -135,154 +133,6 @@ class Recipe(Section):
         if isinstance(self.model.architecture, JanusFlowConfig):
             return tuple(FLOW_PARTS)
         return tuple(PARTS if self.model.checkpoint is None else PARTS | FLOW_PARTS)
-
-    def _check_autoencoder(self) -> None:
-        """What concerns an autoencoder, and nothing that concerns the language model."""
-        task = f"task = {show(self.task)}"
-        if self.precision == "bfloat16":
-            name = "a tokenizer" if self.task == "vq" else "an autoencoder"
-            text = f'"bfloat16" is too coarse for the weights of {name}: give "autocast" or "float32"'
-            raise RecipeError(("precision",), text)
-        if self.optimizer.clip is None:
-            raise RecipeError(("optimizer", "clip"), f"is none, and {task} needs one: give a number")
-        other = "vae" if self.task == "vq" else "vq"
-        own = {
-            ("accumulate",): self.accumulate > 1,
-            ("activation_checkpointing",): self.activation_checkpointing,
-            ("compile",): self.compile,
-            ("parallel", "kind"): self.parallel.kind == "fsdp",
-            ("optimizer", "kind"): self.optimizer.kind == "muon",
-            ("lora",): self.lora is not None,
-            ("flow",): self.flow is not None,
-            ("reinforce",): self.reinforce is not None,
-            (other,): getattr(self, other) is not None,
-            ("loss",): self.loss != LossWeights(),
-            ("evaluate",): self.evaluate is not None,
-            ("defaults",): self.defaults is not None,
-            ("model", "code_embedding"): self.model.code_embedding != "random",
-            ("log", "prompts"): bool(self.log.prompts),
-        }
-        self._refuse(own | self._of_documents(), task)
-        for shown, asked in enumerate(self.log.pictures):
-            if asked != PictureAsked(picture=asked.picture):
-                text = f"says nothing to {task}, which asks nothing: take it out"
-                raise RecipeError(("log", "pictures", shown, "question"), text)
-        for name in (*BACKBONE, "backbone", "processor", "world", other):
-            if getattr(self.model, name) is not None:
-                raise RecipeError(("model", name), f"says nothing to {task}: take it out")
-        if self.model.vq is not None and self.model.checkpoint is not None:
-            text = f"contradicts checkpoint = {show(self.model.checkpoint)}: the tokenizer is of one of them"
-            raise RecipeError(("model", "vq"), text)
-        if self.task == "vae":
-            self._check_vae_start()
-        elif isinstance(self.model.architecture, VAEConfig | JanusFlowConfig):
-            raise RecipeError(("model", "architecture"), "has no VQ tokenizer: give one's sizes, as a vq")
-        if self.data.ratio is not None:
-            raise RecipeError(("data", "ratio"), f"says nothing to {task}, all of whose data are pictures")
-        self._check_drawings(task)
-
-    def _check_siglip(self) -> None:
-        """What concerns two towers that are compared, and nothing that concerns answers and drawings."""
-        self._check_model()
-        task = f"task = {show(self.task)}"
-        for place, part in enumerate(self.train):
-            if part not in TOWERS:
-                text = f"no loss of {task} reaches {show(part)}: name parts among {', '.join(TOWERS)}"
-                raise RecipeError(("train", place), text)
-        own = {
-            ("accumulate",): self.accumulate > 1,
-            ("lora",): self.lora is not None,
-            ("flow",): self.flow is not None,
-            ("reinforce",): self.reinforce is not None,
-            ("loss",): self.loss != LossWeights(),
-            ("evaluate",): self.evaluate is not None,
-            ("defaults",): self.defaults is not None,
-            ("log", "prompts"): bool(self.log.prompts),
-            ("log", "pictures"): bool(self.log.pictures),
-            ("log", "world"): self.log.world is not None,
-            ("data", "ratio"): self.data.ratio is not None,
-        }
-        self._refuse(own | self._of_documents(("crop",)), task)
-        if self.parallel.kind == "fsdp":
-            text = f'is "fsdp", and for {task} each process has both towers whole: give "ddp"'
-            raise RecipeError(("parallel", "kind"), text)
-        self._check_drawings(task)
-
-    def _of_documents(self, more: tuple[str, ...] = ()) -> dict[tuple[str, ...], bool]:
-        """The keys that say how documents are laid out, and whether they are given."""
-        laid_out = ("sequence_length", "packing", "overlong", "prompt_dropout", *more)
-        return {
-            ("data", each.name): getattr(self.data, each.name) != each.default
-            for each in fields(Data)
-            if each.name in laid_out
-        }
-
-    def _refuse(self, given: Mapping[tuple[str, ...], bool], task: str) -> None:
-        for key, is_given in given.items():
-            if is_given:
-                raise RecipeError(key, f"says nothing to {task}: take it out")
-
-    def _check_drawings(self, task: str) -> None:
-        for place, source in enumerate(self.data.sources):
-            if source.task != "drawing":
-                text = f'{show(source.task)} is not read for {task}: give sources of task "drawing"'
-                raise RecipeError(("data", "sources", place, "task"), text)
-
-    def _check_vae_start(self) -> None:
-        if self.model.vae is not None:
-            text = 'names one that stands still: give the one to go on from as checkpoint, for task = "vae"'
-            raise RecipeError(("model", "vae"), text)
-        if self.model.checkpoint is None and not isinstance(self.model.architecture, VAEConfig):
-            raise RecipeError(
-                ("model", "architecture"), "is no autoencoder of latents: give the sizes, as a vae"
-            )
-
-    def _check_model(self) -> None:
-        """What the model of a task must be that trains more than a tokenizer or an autoencoder."""
-        for name in ("vq", "vae"):
-            if getattr(self, name) is not None:
-                raise RecipeError((name,), f"is of task = {show(name)}, not {show(self.task)}: take it out")
-        if isinstance(self.model.architecture, VAEConfig):
-            text = "is an autoencoder of latents alone: give the parts of a JanusFlow"
-            raise RecipeError(("model", "architecture"), text)
-        if isinstance(self.model.architecture, JanusConfig | JanusFlowConfig):
-            self.check_kind(self.model.architecture)
-        if isinstance(self.model.architecture, VQConfig):
-            raise RecipeError(
-                ("model", "architecture"), "is a VQ tokenizer alone: give the other parts' sizes"
-            )
-        if self.model.checkpoint is None:
-            if self.task == "sft":
-                raise RecipeError(
-                    ("model", "checkpoint"), 'is missing: task = "sft" fine-tunes a whole model'
-                )
-            if self.model.processor is None and self.model.world is None:
-                text = "is missing beside an architecture: give the folder or hub id of a tokenizer"
-                raise RecipeError(("model", "processor"), text)
-        if self.optimizer.kind == "muon" and self.parallel.kind == "fsdp":
-            text = 'is "muon", which wants matrices whole, and "fsdp" splits them: give "adamw", or "ddp"'
-            raise RecipeError(("optimizer", "kind"), text)
-
-    def _check_janus(self) -> None:
-        self._check_model()
-        if "vq" in self.train:
-            text = f'no loss of task = {show(self.task)} reaches "vq": train it by itself, with task = "vq"'
-            raise RecipeError(("train", self.train.index("vq")), text)
-        if self.task == "janus" and self.data.ratio is None:
-            raise RecipeError(("data", "ratio"), 'is missing: task = "janus" mixes tasks, at a ratio')
-
-        if self.lora is not None and self.parallel.kind == "fsdp":
-            text = 'is "fsdp", which would split weights that stand still: adapters train with "ddp"'
-            raise RecipeError(("parallel", "kind"), text)
-        if self.lora is not None and self.lora.targets == LoRA().targets and "language" in self.train:
-            text = '"language" learns as a whole, and by the adapters of lora: take it out of one of them'
-            raise RecipeError(("train", self.train.index("language")), text)
-        if self.reinforce is not None and not self.loss.picture:
-            text = "is 0, and to reinforce, weights of drawings are multiples of it: raise it"
-            raise RecipeError(("loss", "picture"), text)
-        if self.reinforce is not None and self.parallel.kind == "fsdp":
-            text = 'is "fsdp", and to reinforce, each process draws with the whole model: give "ddp"'
-            raise RecipeError(("parallel", "kind"), text)
 
     def check_kind(self, config: AnyConfig) -> None:
         """RecipeError where it says what a model of this architecture knows nothing of.
