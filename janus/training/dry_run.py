@@ -46,9 +46,7 @@ def dry_run(
         vae = start_vae_config(recipe.model) if flow else None
         memory = foretell(config, recipe, ranks=place.size, device=place.device.type, vae=vae)
         tell(format_memory(memory))
-        try_batch = _try_janus
-        if recipe.is_of_pictures or recipe.task == "siglip":
-            try_batch = _try_siglip if recipe.task == "siglip" else _try_vq
+        try_batch = {"siglip": _try_siglip, "vq": _try_vq, "vae": _try_vq}.get(recipe.task, _try_janus)
         with tempfile.TemporaryDirectory() as nothing:
             kind, loss, seconds = try_batch(recipe, Path(nothing), place, memory.by_row)
         tell(

@@ -122,12 +122,12 @@ def foretell(
     prepare(model, recipe)
     parts, state = _parts(model), _state(model, recipe, ranks, device)
     if recipe.task == "siglip":
-        weighing_pairs = weigh_contrast(config, recipe, rows, PROMPTED, device=device)
+        compared = weigh_contrast(config, recipe, rows, PROMPTED, device=device)
         return Memory(
             parts=parts,
             **state,
-            activations=weighing_pairs.held,
-            step=weighing_pairs.most,
+            activations=compared.held,
+            step=max(compared.most, state["gradients"]),
             tokens=recipe.batch * (config.vision.tokens + PROMPTED),
             checkpointing=recipe.activation_checkpointing,
             start=_start(model, recipe),

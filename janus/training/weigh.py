@@ -127,10 +127,10 @@ def weigh_contrast(
             pixels = torch.zeros(pictures, 3, size, size, device=device)
             ids = torch.zeros(pictures, captions, dtype=torch.long, device=device)
             ends = torch.full((pictures,), captions - 1, device=device)
-            fits = torch.zeros(pictures, recipe.batch, dtype=torch.bool, device=device)
-            own = fits[:, :pictures]  # what other processes send is small
+            # What other processes send is small.
+            fits = torch.zeros(pictures, pictures, dtype=torch.bool, device=device)
             objective = ContrastObjective(model)
-            return run(model, recipe, lambda: objective(pixels, ids, ends, own)[0], device, live)
+            return run(model, recipe, lambda: objective(pixels, ids, ends, fits)[0], device, live)
 
 
 def weigh_tokenizing(config: JanusConfig, recipe: Recipe, pictures: int, *, device: str = "cpu") -> int:
