@@ -188,11 +188,11 @@ class Drawings(Generic[Read]):
 
     def __iter__(self) -> Iterator[Read]:
         reads: DataLoader[Any] = DataLoader(
-            _Drawn(self.mixture, self.read),
+            _Batches(self.mixture, self.read),
             batch_size=None,
             sampler=Places(self.place, self.rows),
             num_workers=self.workers,
-            collate_fn=_as_it_is,
+            collate_fn=_unchanged,
             generator=torch.Generator(),  # torch's default one is the training's: reading must not move it
         )
         for batch, error in reads:
@@ -211,7 +211,7 @@ class Drawings(Generic[Read]):
         self.place = state["place"]
 
 
-def _as_it_is(batch: Any) -> Any:
+def _unchanged(batch: Any) -> Any:
     return batch
 
 
@@ -223,7 +223,7 @@ class Drawn:
     draw: Draw
 
 
-class _Drawn(Dataset[tuple[Any, Exception | None]]):
+class _Batches(Dataset[tuple[Any, Exception | None]]):
     """What is made of the drawings at given places, or the error to be raised in the main process."""
 
     def __init__(self, mixture: Mixture, read: Callable[[Sequence[Drawn]], Any]) -> None:
