@@ -13,7 +13,7 @@ from janus.models.vae import VAEConfig
 from janus.training.architecture import parse_architecture
 from janus.training.recipe_fields import RecipeError, Section, check_names, number, show, unknown
 from janus.training.worlds.shapes.questions import TAUGHT_CATEGORIES
-from janus.training.worlds.shapes.sampling import CATEGORIES
+from janus.training.worlds.shapes.sampling import DRAWN_CATEGORIES
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
 
 Kind = Literal["understanding", "text", "drawing"]
@@ -137,7 +137,7 @@ class Source(Section):
         if self.categories and (self.world is None or self.task == "text"):
             text = "are of pictures of a world: give a world, or leave them out"
             raise RecipeError(("categories",), text)
-        known = CATEGORIES if self.task == "drawing" else TAUGHT_CATEGORIES
+        known = DRAWN_CATEGORIES if self.task == "drawing" else TAUGHT_CATEGORIES
         check_names("categories", self.categories, known)
 
 

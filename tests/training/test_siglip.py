@@ -35,6 +35,7 @@ from janus.training.siglip_loop import compare
 from janus.training.weigh import run as run_weighed
 from janus.training.weigh import weigh_contrast
 from janus.training.worlds import shapes
+from janus.training.worlds.shapes.sampling import DRAWN_CATEGORIES
 from janus.training.worlds.shapes.scene import Meaning
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
@@ -116,7 +117,7 @@ def test_which_captions_fit() -> None:
 
 def test_a_worlds_own_captions_fit_exactly() -> None:
     random = np.random.default_rng(0)
-    drawn = [shapes.drawing(random, category=category) for category in shapes.CATEGORIES for _ in range(4)]
+    drawn = [shapes.drawing(random, category=category) for category in DRAWN_CATEGORIES for _ in range(4)]
     for each in drawn:
         for other in drawn:
             assert each.meaning.is_also(other.meaning) == shapes.verify(each.picture, other.caption)

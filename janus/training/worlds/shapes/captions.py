@@ -11,6 +11,7 @@ from janus.training.worlds.shapes.draws import chance, pick
 from janus.training.worlds.shapes.scene import INVERSE, Scene, Spec, Thing
 from janus.training.worlds.shapes.words import (
     ITS_PHRASES,
+    REGION_PHRASES,
     RELATION_PHRASES,
     SIZE_WORDS,
     join_list,
@@ -98,7 +99,10 @@ def _framed(rng: Generator, text: str, *, plural: bool) -> str:
 
 
 def name_thing(rng: Generator, thing: Thing) -> str:
-    """A noun phrase with its article or number: "a small red disc", "three stars that are blue"."""
+    """A noun phrase with its article or number: "a small red disc", "three stars that are blue".
+
+    Behind it stands where it is, if the thing says so.
+    """
     noun = name_noun(rng, thing)
     size = [pick(rng, SIZE_WORDS[thing.size])] if thing.size else []
     color = [thing.color] if thing.color else []
@@ -106,6 +110,8 @@ def name_thing(rng: Generator, thing: Thing) -> str:
     if color and chance(rng, 0.12):
         behind = f" {pick(rng, ('that are' if thing.count > 1 else 'that is', 'in'))} {color.pop()}"
     words = " ".join([*size, *color, noun])
+    if thing.region:
+        behind += f" {pick(rng, REGION_PHRASES[thing.region])}"
     return f"{_counted(rng, words, thing.count)}{behind}"
 
 

@@ -10,6 +10,7 @@ from janus.training.worlds.shapes.words import (
     ITS_PHRASES,
     NOUNS,
     NUMBERS,
+    REGION_PHRASES,
     RELATION_PHRASES,
     SIZE_WORDS,
 )
@@ -42,6 +43,7 @@ def _lexicon() -> dict[str, Token]:
         for singular, plural in nouns:
             words |= {singular: ("noun", shape), plural: ("nouns", shape)}
     words |= {phrase: ("relation", name) for name, all_ in RELATION_PHRASES.items() for phrase in all_}
+    words |= {phrase: ("region", name) for name, all_ in REGION_PHRASES.items() for phrase in all_}
     words |= {phrase: ("its", name) for name, phrases in ITS_PHRASES.items() for phrase in phrases}
     return words
 
@@ -85,6 +87,10 @@ class _Reader:
             self._wait(what, value)
         elif what in ("noun", "nouns"):
             self._name(what == "nouns", value)
+        elif what == "region":
+            self._attach()
+            self._wait(what, value)
+            self._attach()
         elif what in ("relation", "its"):
             self._attach()
             if self.relation is not None:

@@ -36,6 +36,8 @@ CATEGORIES = (
     "color_attribution",
     "full",
 )
+# For training alone: one thing or two, each with the ninth of the picture that it is in.
+DRAWN_CATEGORIES = (*CATEGORIES, "region")
 SINGLE = ("single_object", "colors")
 RELATED = ("position", "full")
 COLORED = ("colors", "color_attribution", "full")
@@ -83,7 +85,9 @@ def sample(
     colour, for a pair held out among single objects, and for a colour or what is nameless asked of what is
     held out.
     """
-    require_category(category, CATEGORIES)
+    require_category(category, DRAWN_CATEGORIES)
+    if held_out and category not in CATEGORIES:
+        raise ValueError(f"category {category!r} is for training alone: leave held_out {held_out!r} out")
     if color is not None:
         if color not in COLORS + NEW_COLORS:
             raise ValueError(f"color {color!r} is unknown: use one of {', '.join(COLORS + NEW_COLORS)}")
@@ -180,6 +184,8 @@ def _propose(rng: Generator, category: str, alike: bool, color: str | None, name
     if category == "counting":
         others = whole(rng, 1, MOST - 1)
         return [first] + [first if alike else (pick(rng, COLORS), first[1]) for _ in range(others)]
+    if category == "region":
+        return [first] if chance(rng, 0.5) else [first, any_kind(rng, nameless=nameless)]
     while True:
         second = any_kind(rng, nameless=nameless)
         if _told_apart(category, first, second):
@@ -198,6 +204,8 @@ def _specify(rng: Generator, scene: Scene, category: str, alike: bool) -> Spec:
     if category == "counting":
         first = scene[0]
         return Spec((Thing(first.shape, first.color if alike else None, count=len(scene)),))
+    if category == "region":
+        return Spec(tuple(_placed(rng, item) for item in scene))
     named_color = category in COLORED
     named_size = category in SINGLE and chance(rng, NAME_SIZE)
     things = tuple(
@@ -205,3 +213,11 @@ def _specify(rng: Generator, scene: Scene, category: str, alike: bool) -> Spec:
         for item in scene
     )
     return Spec(things, relation(scene[0], scene[1]) if category in RELATED else None)
+
+
+def _placed(rng: Generator, item: Object) -> Thing:
+    """An object by its region and its shape, its colour or both."""
+    named = rng.random()
+    return Thing(
+        item.shape if named > 0.25 else None, item.color if named < 0.75 else None, region=item.region
+    )

@@ -20,6 +20,12 @@ LOOKS = 1024
 LATTICE = 16
 # Half the side of the cell that an object has to itself, in lattice steps.
 SIZES = {"small": 2, "large": 3}
+# The ninths of a picture, by row and column.
+REGIONS = (
+    ("top left", "top", "top right"),
+    ("left", "middle", "right"),
+    ("bottom left", "bottom", "bottom right"),
+)
 INVERSE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 RELATIONS = tuple(INVERSE)
 # A relation is stated only where it is clear, and recognised where it is the nearer of two.
@@ -49,6 +55,11 @@ class Object:
     def kind(self) -> Kind:
         return self.color, self.shape
 
+    @property
+    def region(self) -> str:
+        """Where its middle is."""
+        return REGIONS[int(3 * self.y / LATTICE)][int(3 * self.x / LATTICE)]
+
 
 Scene = tuple[Object, ...]
 
@@ -64,9 +75,10 @@ class Thing:
     color: str | None = None
     size: str | None = None
     count: int = 1
+    region: str | None = None
 
     def __post_init__(self) -> None:
-        _require_names(self.shape, self.color, self.size)
+        _require_names(self.shape, self.color, self.size, self.region)
         if self.count < 1:
             raise ValueError(f"a thing's count must be at least 1, not {self.count}")
 
@@ -80,6 +92,7 @@ class Thing:
             self.shape in (None, item.shape)
             and self.color in (None, item.color)
             and self.size in (None, item.size)
+            and self.region in (None, item.region)
         )
 
 
@@ -88,7 +101,8 @@ class Spec:
     """What a caption says: the things in the picture, and of exactly two how the first lies to the second.
 
     It holds for a picture that contains these objects and no others (`holds`). ValueError for a relation
-    that does not exist or is not between two single things, and where there is no thing at all.
+    that does not exist, is not between two single things or stands beside regions, and where there is no
+    thing at all.
     """
 
     things: tuple[Thing, ...]
@@ -103,6 +117,8 @@ class Spec:
             raise ValueError(f"the relation {self.relation!r} is unknown: use one of {', '.join(RELATIONS)}")
         if [thing.count for thing in self.things] != [1, 1]:
             raise ValueError(f"the relation {self.relation!r} needs exactly two single things")
+        if any(thing.region for thing in self.things):
+            raise ValueError(f"the relation {self.relation!r} says where things are: leave their regions out")
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
@@ -115,11 +131,16 @@ class Spec:
             return Spec(self.things[::-1], INVERSE[self.relation])
         if self.relation:
             return self
-        counts: Counter[tuple[str | None, str | None, str | None]] = Counter()
+        counts: Counter[tuple[str | None, str | None, str | None, str | None]] = Counter()
         for thing in self.things:
-            counts[thing.shape, thing.color, thing.size] += thing.count
+            counts[thing.shape, thing.color, thing.size, thing.region] += thing.count
         ordered = sorted(counts, key=lambda names: [name or "" for name in names])
-        return Spec(tuple(Thing(*names, counts[names]) for names in ordered))
+        return Spec(
+            tuple(
+                Thing(shape, color, size, counts[shape, color, size, region], region)
+                for shape, color, size, region in ordered
+            )
+        )
 
 
 def relation(first: Object, second: Object, ratio: float = 1.0) -> str | None:
@@ -180,11 +201,12 @@ def _assignable(wanted: Sequence[Thing], objects: Sequence[Object]) -> bool:
     return all(assign(number, set()) for number in range(len(wanted)))
 
 
-def _require_names(shape: str | None, color: str | None, size: str | None) -> None:
+def _require_names(shape: str | None, color: str | None, size: str | None, region: str | None = None) -> None:
     for what, name, names in (
         ("shape", shape, (*SHAPES, NAMELESS_SHAPE)),
         ("colour", color, (*COLORS, *NEW_COLORS, NAMELESS_COLOR)),
         ("size", size, tuple(SIZES)),
+        ("region", region, tuple(name for row in REGIONS for name in row)),
     ):
         if name is not None and name not in names:
             raise ValueError(f"the {what} {name!r} is unknown: use one of {', '.join(names)}")

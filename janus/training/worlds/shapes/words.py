@@ -26,6 +26,17 @@ ITS_PHRASES = {
     "above": ("above it", "over it"),
     "below": ("below it", "under it", "beneath it"),
 }
+REGION_PHRASES = {
+    "top left": ("at the top left", "in the top left corner", "on the upper left"),
+    "top": ("at the top", "at the upper edge"),
+    "top right": ("at the top right", "in the top right corner", "on the upper right"),
+    "left": ("on the left", "at the left edge"),
+    "middle": ("in the middle", "in the center"),
+    "right": ("on the right", "at the right edge"),
+    "bottom left": ("at the bottom left", "in the bottom left corner", "on the lower left"),
+    "bottom": ("at the bottom", "at the lower edge"),
+    "bottom right": ("at the bottom right", "in the bottom right corner", "on the lower right"),
+}
 # The words of an answer to "where". As the world answers, it is the relation's name.
 PLACE_WORDS = {
     "left": "left",

@@ -11,7 +11,7 @@ from numpy.random import default_rng
 
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.parsing import plain
-from janus.training.worlds.shapes.scene import RELATIONS, SIZES, Spec, Thing
+from janus.training.worlds.shapes.scene import REGIONS, RELATIONS, SIZES, Spec, Thing
 from janus.training.worlds.shapes.words import ANY_NOUNS, NOUNS, NUMBERS
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -21,7 +21,8 @@ OPTIONAL_NAMES = (
     st.none() | st.sampled_from(list(SIZES)),
 )
 SINGLES = st.builds(Thing, *OPTIONAL_NAMES)
-THINGS = st.builds(Thing, *OPTIONAL_NAMES, count=st.integers(1, 10))
+WHERE = st.none() | st.sampled_from([name for row in REGIONS for name in row])
+THINGS = st.builds(Thing, *OPTIONAL_NAMES, count=st.integers(1, 10), region=WHERE)
 SPECS = st.builds(Spec, st.lists(THINGS, min_size=1, max_size=4).map(tuple)) | st.builds(
     Spec, st.tuples(SINGLES, SINGLES), st.sampled_from(RELATIONS)
 )

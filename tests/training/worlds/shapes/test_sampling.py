@@ -9,7 +9,7 @@ from numpy.random import default_rng
 
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.sampling import CATEGORIES
-from janus.training.worlds.shapes.scene import LATTICE, SIZES, STATED_RATIO
+from janus.training.worlds.shapes.scene import LATTICE, REGIONS, SIZES, STATED_RATIO, holds
 
 SEEDS = st.integers(0, 2**32 - 1)
 HELD_OUT = st.sampled_from([False, True])
@@ -139,3 +139,19 @@ def test_everything_occurs() -> None:
 def test_mistakes_are_named(category: str, options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         shapes.sample(default_rng(0), category, **options)
+
+
+@given(SEEDS, st.booleans())
+def test_regions_are_where_things_are(seed: int, nameless: bool) -> None:
+    sample = shapes.sample(default_rng(seed), "region", nameless=nameless)
+    assert len(sample.scene) == len(sample.spec.things) in (1, 2)
+    assert holds(sample.spec, sample.scene)
+    for thing, item in zip(sample.spec.things, sample.scene, strict=True):
+        column, row = (int(along // (LATTICE / 3)) for along in (item.x, item.y))
+        assert thing.region == item.region == REGIONS[row][column]
+        assert thing.shape or thing.color
+
+
+def test_regions_are_for_training_alone() -> None:
+    with pytest.raises(ValueError, match="category 'region' is for training alone: leave held_out True out"):
+        shapes.sample(default_rng(0), "region", held_out=True)

@@ -23,7 +23,14 @@ COLORS = st.sampled_from(["red", "blue"])
 SIZES = st.sampled_from(["small", "large"])
 PLACES = st.integers(2, 14)
 OBJECTS = st.builds(Object, SHAPES, COLORS, SIZES, PLACES, PLACES)
-THINGS = st.builds(Thing, st.none() | SHAPES, st.none() | COLORS, st.none() | SIZES, count=st.integers(1, 3))
+THINGS = st.builds(
+    Thing,
+    st.none() | SHAPES,
+    st.none() | COLORS,
+    st.none() | SIZES,
+    count=st.integers(1, 3),
+    region=st.none() | st.sampled_from(["top left", "bottom"]),
+)
 SINGLES = st.builds(Thing, st.none() | SHAPES, st.none() | COLORS, st.none() | SIZES)
 LISTS = st.builds(Spec, st.lists(THINGS, min_size=1, max_size=3).map(tuple))
 PAIRS = st.builds(Spec, st.tuples(SINGLES, SINGLES), st.sampled_from(RELATIONS))
