@@ -121,6 +121,8 @@ def test_kinds_are_those_named_in_full() -> None:
         (lambda: Spec((Thing(), Thing()), "beside"), "'beside' is unknown: use one of left,"),
         (lambda: Spec((Thing(),), "left"), "exactly two single things"),
         (lambda: Spec((Thing(count=2), Thing()), "left"), "exactly two single things"),
+        (lambda: Spec((Thing(region="top"), Thing()), "left"), "says where things are: leave their regions"),
+        (lambda: Thing(region="upper"), "region 'upper' is unknown: use one of top left, top, "),
     ],
 )
 def test_mistakes_are_named(build: Any, message: str) -> None:
