@@ -20,21 +20,20 @@ from janus.training.data.packing import Batch
 from janus.training.evaluation import build_evaluator
 from janus.training.flops import Cost, cost, flow_cost
 from janus.training.objectives import Sums, count, figures, total
-from janus.training.parallel import Ranks, clip, computing, exchanging, ranks
+from janus.training.parallel import Ranks, computing, exchanging, ranks
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
 from janus.training.reinforce import attempt
 from janus.training.run import (
     Run,
+    advance,
     begin,
-    check_finite,
     export,
     is_due,
     keep,
     keep_autoencoder,
     learning,
     open_log,
-    set_rate,
     shown,
 )
 from janus.training.samples import draw_and_ask
@@ -108,14 +107,7 @@ def train_janus(
             if tried is not None:
                 for batch in tried.batches:
                     learn(run, batch, tried.labels, exchange=batch is tried.batches[-1])
-            norm = clip(parameters, recipe.optimizer.clip)
-            check_finite(norm, run.step, rate)
-            set_rate(run.optimizer, rate)
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
-            if run.average is not None:
-                run.average.update()
-            run.step += 1
+            norm = advance(run, parameters, rate)
 
             found = figures(Sums(*place.summed(losses)), recipe.loss, words, codes)
             if tried is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -34,7 +34,7 @@ from janus.training.log import RunLog, process_memory
 from janus.training.lora import add_adapters, merge_adapters, save_adapters
 from janus.training.objectives import Objective, encode
 from janus.training.optimizer import build_optimizer
-from janus.training.parallel import Ranks, gathered, is_split, parallelize
+from janus.training.parallel import Ranks, clip, gathered, is_split, parallelize
 from janus.training.parts import AnyModel, at_rest, freeze, remove_alignment, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_learning import FlowLearning
@@ -292,6 +292,19 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """The learning rate of the next step, of all groups, in place."""
     for group in optimizer.param_groups:
         group["lr"] = rate
+
+
+def advance(run: Run, parameters: Sequence[nn.Parameter], rate: float) -> Tensor:
+    """The step itself, once all gradients are there, in place; -> their norm before it was clipped."""
+    norm = clip(parameters, run.recipe.optimizer.clip)
+    check_finite(norm, run.step, rate)
+    set_rate(run.optimizer, rate)
+    run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    if run.average is not None:
+        run.average.update()
+    run.step += 1
+    return norm
 
 
 def check_finite(norm: Tensor, step: int, rate: float) -> None:

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, distributed, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from janus.config import AnyConfig
 from janus.kernels.attention import attention
@@ -26,6 +27,7 @@ from janus.models.siglip import MLP
 from janus.training.data.rows import Meaning
 from janus.training.flops import Counts
 from janus.training.parts import ALIGNMENT, AnyModel
+from janus.training.vq.ranks import gathered
 
 if TYPE_CHECKING:
     from janus.training.parallel import Ranks
@@ -130,9 +132,7 @@ class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: distributed.ProcessGroup) -> Tensor:
         ctx.group = group
-        parts = [torch.empty_like(rows) for _ in range(group.size())]
-        distributed.all_gather(parts, rows.contiguous(), group=group)
-        return torch.cat(parts)
+        return gathered(rows, group)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
@@ -144,11 +144,9 @@ class _Gathered(torch.autograd.Function):
 
 def prompts_in(pairs: Pairs, pad_id: int) -> tuple[Tensor, Tensor]:
     """The prompts (B, L), padded on the right, and the places (B,) of their last tokens."""
-    lengths = [len(prompt) for prompt in pairs.prompts]
-    ids = torch.full((len(pairs), max(lengths)), pad_id)
-    for row, prompt in zip(ids, pairs.prompts, strict=True):
-        row[: len(prompt)] = torch.tensor(prompt)
-    return ids, torch.tensor(lengths) - 1
+    prompts = [torch.tensor(prompt) for prompt in pairs.prompts]
+    ids = pad_sequence(prompts, batch_first=True, padding_value=pad_id)
+    return ids, torch.tensor([len(prompt) - 1 for prompt in prompts])
 
 
 def fitting(pairs: Pairs, place: Ranks) -> Tensor:

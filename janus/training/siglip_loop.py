@@ -15,9 +15,9 @@ from torch import Tensor
 
 from janus.training.feed import Drawings
 from janus.training.flops import contrast_cost
-from janus.training.parallel import Ranks, clip, computing
+from janus.training.parallel import Ranks, computing
 from janus.training.recipe import Recipe
-from janus.training.run import Run, begin, check_finite, export, is_due, keep, learning, open_log, set_rate
+from janus.training.run import Run, advance, begin, export, is_due, keep, learning, open_log
 from janus.training.schedule import factor
 from janus.training.siglip import Pairs, fitting, prompts_in
 
@@ -37,14 +37,7 @@ def train_siglip(
             pairs: Pairs = next(batches)
             rate = recipe.optimizer.lr * factor(run.step, recipe.schedule, recipe.steps)
             found = compare(run, pairs)
-            norm = clip(parameters, recipe.optimizer.clip)
-            check_finite(norm, run.step, rate)
-            set_rate(run.optimizer, rate)
-            run.optimizer.step()
-            run.optimizer.zero_grad(set_to_none=True)
-            if run.average is not None:
-                run.average.update()
-            run.step += 1
+            norm = advance(run, parameters, rate)
 
             held = pairs.count()
             counted = torch.tensor([held.tokens, costs.of(held)], dtype=torch.float64, device=place.device)

@@ -81,12 +81,7 @@ def weigh(
     _check_device(device)
     model = hollow_model(config, recipe)
     with FakeTensorMode():
-        _fill(model, DTYPES[recipe.precision], device)
-        prepare(model, recipe)
-        if cpu.widens(torch.device(device), DTYPES[recipe.precision]):
-            widen_linears(model)
-        if recipe.activation_checkpointing if checkpointing is None else checkpointing:
-            checkpoint_blocks(model)
+        _ready_model(model, recipe, device, checkpointing)
         if recipe.accumulate > 1:  # the gradients of the turns before are there already
             for weight in trained(model).values():
                 weight.grad = torch.zeros_like(weight)
@@ -116,12 +111,7 @@ def weigh_contrast(
     _check_device(device)
     model = hollow_model(config, recipe)
     with FakeTensorMode():
-        _fill(model, DTYPES[recipe.precision], device)
-        prepare(model, recipe)
-        if cpu.widens(torch.device(device), DTYPES[recipe.precision]):
-            widen_linears(model)
-        if recipe.activation_checkpointing:
-            checkpoint_blocks(model)
+        _ready_model(model, recipe, device)
         size = config.vision.image_size
         with LiveBytes() as live:
             pixels = torch.zeros(pictures, 3, size, size, device=device)
@@ -210,6 +200,16 @@ def weigh_vq(config: VQConfig, recipe: Recipe, pictures: int, *, device: str = "
         with LiveBytes() as live:
             pixels = torch.zeros(pictures, 3, size, size, device=device)
             return run(vq, recipe, loss, device, live)
+
+
+def _ready_model(model: AnyModel, recipe: Recipe, device: str, checkpointing: bool | None = None) -> None:
+    """With hollow weights, as a run begins with it, in place; `checkpointing` is the recipe's if left out."""
+    _fill(model, DTYPES[recipe.precision], device)
+    prepare(model, recipe)
+    if cpu.widens(torch.device(device), DTYPES[recipe.precision]):
+        widen_linears(model)
+    if recipe.activation_checkpointing if checkpointing is None else checkpointing:
+        checkpoint_blocks(model)
 
 
 def _ready(model: VQ | VAE, discriminator: nn.Module, recipe: Recipe, device: str) -> None:

@@ -22,11 +22,10 @@ from janus.models.llama import Block
 from janus.training import evaluation, loop, train
 from janus.training.checkpoint import newest
 from janus.training.log import read_log
-from janus.training.loop import check_finite
 from janus.training.parallel import Ranks
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
-from janus.training.run import begin
+from janus.training.run import begin, check_finite
 from janus.weights.processor_config import read_generation_defaults
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
