@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import janus
 from janus.models.llama import Block
-from janus.training import evaluation, loop, train
+from janus.training import evaluation, train
 from janus.training.checkpoint import newest
 from janus.training.log import read_log
 from janus.training.parallel import Ranks
@@ -397,7 +397,7 @@ def test_an_evaluator_that_is_not_configured_is_never_built(
 def test_gradients_that_are_no_numbers_stop_the_run_before_a_weight_moves(
     recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "clip", lambda parameters, limit: torch.tensor(math.nan))
+    monkeypatch.setattr("janus.training.run.clip", lambda parameters, limit: torch.tensor(math.nan))
     with pytest.raises(FloatingPointError, match=r"step 0 are not finite: lower the rate, 0\.0005 by then"):
         train(recipe, tmp_path, device="cpu", show=lambda line: None)
     assert records(tmp_path) == []
