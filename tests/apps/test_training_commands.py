@@ -12,7 +12,7 @@ from PIL import Image
 
 import janus
 from janus.apps import cli
-from janus.training import commands, loop
+from janus.training import commands
 from janus.training.data.pretokenize import fingerprint
 from janus.training.log import read_log
 
@@ -131,7 +131,7 @@ def test_mistakes_are_told_in_one_line(
 def test_gradients_that_are_no_numbers_are_told_in_one_line(
     recipe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "clip", lambda parameters, limit: torch.tensor(torch.inf))
+    monkeypatch.setattr("janus.training.run.clip", lambda parameters, limit: torch.tensor(torch.inf))
     assert train(recipe) == 2
     assert "gradients of step 0 are not finite" in capsys.readouterr().err
 
