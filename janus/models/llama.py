@@ -146,8 +146,9 @@ class Attention(nn.Module):
         query, key = config.heads * config.head_width, config.kv_heads * config.head_width
         self.qkv = JoinedLinear(config.width, (query, key, key))
         self.o_proj = nn.Linear(config.heads * config.head_width, config.width, bias=False)
-        # How a step attends to the cache, which a compiler may put something faster in place of.
+        # How it attends, to the cache in a step and else: a compiler may put something faster in its place.
         self.step_attention: Callable[..., Tensor] = decode_attention
+        self.whole_attention: Callable[..., Tensor] = attention
 
     def forward(
         self,
@@ -164,10 +165,10 @@ class Attention(nn.Module):
         if cache is not None and q.shape[2] == 1 and sight.mask is None:
             mixed = self.step_attention(q[:, :, 0], k, v, starts=sight.starts, ends=sight.ends)[:, :, None]
         elif sight.mask is not None:
-            mixed = attention(q, k, v, mask=sight.mask)
+            mixed = self.whole_attention(q, k, v, mask=sight.mask)
         else:
             lengths = None if sight.starts is None else k.shape[2] - sight.starts
-            mixed = attention(q, k, v, causal=True, lengths=lengths, offsets=sight.offsets)
+            mixed = self.whole_attention(q, k, v, causal=True, lengths=lengths, offsets=sight.offsets)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

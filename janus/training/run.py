@@ -17,11 +17,11 @@ from janus.evaluation.defaults import choose_defaults, write_defaults
 from janus.evaluation.shapes import picture_sides
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
-from janus.models.llama import Block
 from janus.models.vae import VAE
 from janus.pipeline import Pipeline
 from janus.processing.processor import Processor
 from janus.training import checkpoint
+from janus.training.blocks import checkpoint_blocks, compile_blocks
 from janus.training.checkpoint import Checkpoint
 from janus.training.data.loader import Loader, reshard
 from janus.training.data.outline import Geometry
@@ -50,7 +50,7 @@ from janus.training.start import (
     start_vae,
     with_defaults,
 )
-from janus.training.weigh import DTYPES, checkpoint_blocks
+from janus.training.weigh import DTYPES
 from janus.training.widen import widen_linears
 from janus.weights.vae import RELEASED, own_vae, save_vae
 
@@ -134,12 +134,10 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
         model.vq.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if cpu.widens(place.device, model.dtype):
         widen_linears(model)
+    if recipe.compile:
+        compile_blocks(model)
     if recipe.activation_checkpointing:
         checkpoint_blocks(model)
-    if recipe.compile:
-        for block in model.language.layers:
-            assert isinstance(block, Block)
-            block.compile()
     alone: Objective | FlowObjective | ContrastObjective
     if recipe.task == "siglip":
         alone = ContrastObjective(model, place.group)

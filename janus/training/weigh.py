@@ -15,17 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils.checkpoint import checkpoint
 
 from janus import cpu
 from janus.config import AnyConfig, JanusConfig, VQConfig
 from janus.kernels.codebook import lookup
 from janus.models.janusflow import JanusFlow
-from janus.models.llama import Block
 from janus.models.seeing import SeeingModel
-from janus.models.siglip import Block as VisionBlock
 from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
+from janus.training.blocks import checkpoint_blocks
 from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
 from janus.training.flow import attach_alignment
@@ -292,17 +290,3 @@ def _with_lora(module: nn.Linear, down: Tensor, up: Tensor, scale: float) -> Cal
         return plain(x) + F.linear(F.linear(x, down), up) * scale
 
     return forward
-
-
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Have every block of the language model and of the vision tower computed anew on the way back."""
-    for block in model.modules():
-        if isinstance(block, Block | VisionBlock):
-            block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    def again(*inputs: Any) -> Any:
-        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
-
-    return again

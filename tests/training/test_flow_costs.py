@@ -13,6 +13,7 @@ from janus.models.uvit import ConvNeXtBlock
 from janus.models.vae import SDXL, VAE
 from janus.processing.processor import Processor
 from janus.training import flops
+from janus.training.blocks import checkpoint_blocks
 from janus.training.data.outline import Geometry
 from janus.training.dry_run import longest_batch
 from janus.training.flops import Counts, encoding_flop, flow_cost, reconstruction_flop
@@ -25,7 +26,7 @@ from janus.training.recipe import Recipe
 from janus.training.recipe_fields import build
 from janus.training.recipe_learning import FlowLearning
 from janus.training.recipe_sections import Kind
-from janus.training.weigh import DTYPES, checkpoint_blocks, run, weigh, weigh_encoding
+from janus.training.weigh import DTYPES, run, weigh, weigh_encoding
 from janus.weights.load import empty_model
 
 LENGTH, ROWS, AFTER = 80, 2, 2
