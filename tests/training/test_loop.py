@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import janus
-from janus.models.llama import Block
 from janus.training import evaluation, train
 from janus.training.checkpoint import newest
 from janus.training.log import read_log
@@ -197,17 +197,21 @@ def test_blocks_that_are_compiled_learn_the_same(
     recipe: Recipe, straight: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the compiler's own kernels, which take a minute: what is traced is what counts here."""
-    compiled = []
+    graphs = []
 
-    def traced(block: Block) -> None:
-        compiled.append(block)
-        torch.nn.Module.compile(block, backend="eager")
+    def traced(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
 
-    monkeypatch.setattr(Block, "compile", traced)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=traced))
     found = quietly(replace(recipe, compile=True, steps=2), tmp_path)
-    assert len(compiled) == 3
-    for own, expected in zip(found, records(straight)[:2], strict=True):
-        assert own["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+    first = len(graphs)
+    assert first > 0
+    # Rows of other lengths want no graph of their own, but for a batch without any picture.
+    found = quietly(replace(recipe, compile=True), tmp_path)
+    assert len(graphs) <= first + 1
+    for own, expected in zip(found, records(straight), strict=True):
+        assert own["loss"] == pytest.approx(expected["loss"], rel=1e-4)  # rounding grows from step to step
 
 
 def test_another_recipe_is_refused(straight: Path, recipe: Recipe) -> None:
