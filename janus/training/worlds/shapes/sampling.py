@@ -216,8 +216,9 @@ def _specify(rng: Generator, scene: Scene, category: str, alike: bool) -> Spec:
 
 
 def _placed(rng: Generator, item: Object) -> Thing:
-    """An object by its region and its shape, its colour or both."""
-    named = rng.random()
-    return Thing(
-        item.shape if named > 0.25 else None, item.color if named < 0.75 else None, region=item.region
-    )
+    """An object by its region, and mostly by its shape, its colour or both.
+
+    By its region alone it differs from what stands elsewhere, whatever that is.
+    """
+    shaped, colored = pick(rng, ((False, False), (True, False), (False, True), (True, True)))
+    return Thing(item.shape if shaped else None, item.color if colored else None, region=item.region)
