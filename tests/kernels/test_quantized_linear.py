@@ -75,8 +75,8 @@ def random(*shape: int, dtype: torch.dtype, device: str = DEVICE, seed: int = 1)
 def assert_close(product: Tensor, x: Tensor, exact: Tensor) -> None:
     """At most twice the error of PyTorch's own product of the same weights in the same dtype.
 
-    Both against float64. Some roundings are always allowed: of few numbers PyTorch may have rounded none. One
-    is of the weights, for the plain way multiplies floats.
+    Both against float64. One rounding of the sum of magnitudes is always allowed: half of it is of the
+    weights, for the plain way multiplies floats, and half of the sum, which PyTorch may take in shorter chains.
     """
     true = x.double() @ exact.t()
     theirs = x @ exact.to(x.dtype).t()
@@ -85,7 +85,7 @@ def assert_close(product: Tensor, x: Tensor, exact: Tensor) -> None:
     assert product.is_contiguous()
     if true.numel() and x.shape[-1]:
         rounding = torch.finfo(x.dtype).eps * (x.double().abs() @ exact.abs().t()).max()
-        assert (product - true).abs().max() <= 2 * (theirs - true).abs().max() + rounding / 2
+        assert (product - true).abs().max() <= 2 * (theirs - true).abs().max() + rounding
 
 
 CASES = {
