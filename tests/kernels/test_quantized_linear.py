@@ -76,7 +76,7 @@ def assert_close(product: Tensor, x: Tensor, exact: Tensor) -> None:
     """At most twice the error of PyTorch's own product of the same weights in the same dtype.
 
     Both against float64. One rounding of the sum of magnitudes is always allowed: half of it is of the
-    weights, for the plain way multiplies floats, and half of the sum, which PyTorch may take in shorter chains.
+    weights, for the plain way multiplies floats, and half of the sum, whose chains PyTorch may have shorter.
     """
     true = x.double() @ exact.t()
     theirs = x @ exact.to(x.dtype).t()
