@@ -72,11 +72,12 @@ def random(*shape: int, dtype: torch.dtype, device: str = DEVICE, seed: int = 1)
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
-def assert_close(product: Tensor, x: Tensor, exact: Tensor) -> None:
+def assert_close(product: Tensor, x: Tensor, exact: Tensor, *, packed: bool = False) -> None:
     """At most twice the error of PyTorch's own product of the same weights in the same dtype.
 
-    Both against float64. One rounding of the sum of magnitudes is always allowed: half of it is of the
-    weights, for the plain way multiplies floats, and half of the sum, whose chains PyTorch may have shorter.
+    Both against float64. Some roundings are always allowed: of few numbers PyTorch may have rounded none. One
+    is of the weights, for the plain way multiplies floats. Another is of the sums of packed weights, whose
+    chains are as the CPU's instructions have them, and longer on some than those of the plain product.
     """
     true = x.double() @ exact.t()
     theirs = x @ exact.to(x.dtype).t()
@@ -85,7 +86,9 @@ def assert_close(product: Tensor, x: Tensor, exact: Tensor) -> None:
     assert product.is_contiguous()
     if true.numel() and x.shape[-1]:
         rounding = torch.finfo(x.dtype).eps * (x.double().abs() @ exact.abs().t()).max()
-        assert (product - true).abs().max() <= 2 * (theirs - true).abs().max() + rounding
+        assert (product - true).abs().max() <= 2 * (theirs - true).abs().max() + (
+            rounding if packed else rounding / 2
+        )
 
 
 CASES = {
@@ -147,7 +150,7 @@ def test_on_a_cpu(shape: tuple[int, int, int], dtype: torch.dtype, case: tuple[i
     assert_close(quantized_linear(x, weight, scale), x, exact)
     assert_close(quantized_linear_reference(x, weight, scale), x, exact)
     if packs(weight):
-        assert_close(packed_linear(x, *pack(weight, scale)), x, exact)
+        assert_close(packed_linear(x, *pack(weight, scale)), x, exact, packed=True)
 
 
 def test_atens_kernels_serve_where_they_are_the_faster(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,7 +196,7 @@ def test_only_some_weights_are_floats_at_once(monkeypatch: pytest.MonkeyPatch, c
     if packs(weight):
         packed = pack(weight, scale)
         assert torch.equal(unpack(*packed)[0], weight)
-        assert_close(packed_linear(x, *packed), x, exact)
+        assert_close(packed_linear(x, *packed), x, exact, packed=True)
 
 
 # --- the formats ---
@@ -285,7 +288,7 @@ def test_leading_dimensions_stay(leading: tuple[int, ...], case: tuple[int, int]
         with choice.use(implementation):
             assert_close(quantized_linear(x, weight, scale), x, exact)
     if packs(weight):
-        assert_close(packed_linear(x, *pack(weight, scale)), x, exact)
+        assert_close(packed_linear(x, *pack(weight, scale)), x, exact, packed=True)
 
 
 @needs_triton
