@@ -118,20 +118,33 @@ def foretell(
         assert isinstance(own, VQConfig | VAEConfig)  # the recipe was checked
         return _foretell_autoencoder(own, recipe, rows, device)
     assert isinstance(config, AnyConfig)
+    if recipe.task == "siglip":
+        return _foretell_contrast(config, recipe, rows, ranks, device)
+    return _foretell_rows(config, recipe, rows, ranks, device, loss, vae)
+
+
+def _foretell_contrast(config: AnyConfig, recipe: Recipe, pairs: int, ranks: int, device: str) -> Memory:
+    model = hollow_model(config, recipe)
+    prepare(model, recipe)
+    state = _state(model, recipe, ranks, device)
+    weighed = weigh_contrast(config, recipe, pairs, PROMPTED, device=device)
+    return Memory(
+        parts=_parts(model),
+        **state,
+        activations=weighed.held,
+        step=max(weighed.most, state["gradients"]),
+        tokens=recipe.batch * (config.vision.tokens + PROMPTED),
+        checkpointing=recipe.activation_checkpointing,
+        start=_start(model, recipe),
+    )
+
+
+def _foretell_rows(
+    config: AnyConfig, recipe: Recipe, rows: int, ranks: int, device: str, loss: Loss, vae: VAEConfig | None
+) -> Memory:
     model = hollow_model(config, recipe)
     prepare(model, recipe)
     parts, state = _parts(model), _state(model, recipe, ranks, device)
-    if recipe.task == "siglip":
-        compared = weigh_contrast(config, recipe, rows, PROMPTED, device=device)
-        return Memory(
-            parts=parts,
-            **state,
-            activations=compared.held,
-            step=max(compared.most, state["gradients"]),
-            tokens=recipe.batch * (config.vision.tokens + PROMPTED),
-            checkpointing=recipe.activation_checkpointing,
-            start=_start(model, recipe),
-        )
     geometry = None
     if not isinstance(config, JanusConfig) and vae is not None:
         geometry = Geometry.of_flow(config, vae)
@@ -140,7 +153,7 @@ def foretell(
         kind: longest_row(config, recipe.data.sequence_length, kind, geometry) for kind in _kinds(recipe)
     }
 
-    def weighing(kind: Kind, checkpointing: bool | None = None) -> Weighed:
+    def weighing(kind: Kind, checkpointing: bool) -> Weighed:
         return weigh(
             config,
             recipe,
@@ -152,10 +165,9 @@ def foretell(
             geometry=geometry,
         )
 
-    weighed = {kind: weighing(kind) for kind in longest}
+    weighed = {kind: weighing(kind, recipe.activation_checkpointing) for kind in longest}
     worst = max(weighed, key=lambda kind: weighed[kind].most)
-    other = not recipe.activation_checkpointing
-    otherwise = weighing(worst, other)
+    otherwise = weighing(worst, not recipe.activation_checkpointing)
     full = sum(part.learning for part in parts.values()) * DTYPES[recipe.precision].itemsize
 
     def moment(most: int) -> int:
@@ -163,26 +175,35 @@ def foretell(
         return max(most - full + state["gradients"], state["gradients"])
 
     by_row: dict[str, int] = {kind: moment(each.most) for kind, each in weighed.items()}
-    if "drawing" in longest:  # over before there are activations
-        pictures = longest["drawing"].drawn * rows
-        if isinstance(config, JanusConfig):
-            by_row["tokenizing"] = weigh_tokenizing(config, recipe, pictures, device=device)
-        else:
-            assert vae is not None
-            by_row["latents"] = weigh_encoding(vae, pictures, config.picture_size, device=device)
-    if recipe.reinforce is not None and isinstance(config, JanusConfig):  # over as well
-        by_row["attempts"] = attempts_memory(config, recipe, ranks)
+    pictures = longest["drawing"].drawn * rows if "drawing" in longest else 0
+    by_row |= _before_the_row(config, recipe, pictures, ranks, device, vae)
     return Memory(
         parts=parts,
         **state,
         activations=weighed[worst].held,
         step=max(by_row.values()),
         tokens=recipe.batch * recipe.data.sequence_length,
-        checkpointing=not other,
+        checkpointing=recipe.activation_checkpointing,
         otherwise=moment(otherwise.most),
         by_row=by_row,
         start=_start(model, recipe),
     )
+
+
+def _before_the_row(
+    config: AnyConfig, recipe: Recipe, pictures: int, ranks: int, device: str, vae: VAEConfig | None
+) -> dict[str, int]:
+    """Bytes of what is over before a step has activations, by kind: pictures encoded, attempts drawn."""
+    taken: dict[str, int] = {}
+    if isinstance(config, JanusConfig):
+        if pictures:
+            taken["tokenizing"] = weigh_tokenizing(config, recipe, pictures, device=device)
+        if recipe.reinforce is not None:
+            taken["attempts"] = attempts_memory(config, recipe, ranks)
+    elif pictures:
+        assert vae is not None
+        taken["latents"] = weigh_encoding(vae, pictures, config.picture_size, device=device)
+    return taken
 
 
 def _add_vae(config: VAEConfig, parts: dict[str, Part], state: dict[str, Any]) -> None:
