@@ -8,6 +8,8 @@ from janus.models.janusflow import JanusFlow
 from janus.models.llama import Llama
 from janus.models.siglip import Block, SigLIP
 
+POSITIONS = 0.25  # standard deviation of a vision tower's positions
+
 
 @torch.no_grad()
 def begin_language(language: Llama, generator: torch.Generator) -> None:
@@ -28,11 +30,13 @@ def begin_language(language: Llama, generator: torch.Generator) -> None:
 def begin_vision(vision: SigLIP, generator: torch.Generator) -> None:
     """Set, in place, the scales of a vision tower of random weights.
 
-    Positions begin as strong as patches are: where they are faint, a tower that sees little learns what there
-    is and not where. Source: Google's big_vision, models/vit.py, by which SigLIP was trained from nothing.
+    Positions begin at a third of what a patch of one colour comes to, for what is fainter drowns in it, and
+    the tower learns what there is and not where. Their strength is our own choice (docs/training.md); the
+    rest is of Google's big_vision, models/vit.py, by which SigLIP was trained from nothing, and whose
+    positions of width ** -0.5 are a ninth at a width of 128.
     """
     patches = vision.patch_embed
-    vision.pos_embed.normal_(std=vision.config.width**-0.5, generator=generator)
+    vision.pos_embed.normal_(std=POSITIONS, generator=generator)
     patches.weight.normal_(std=patches.weight[0].numel() ** -0.5, generator=generator)
     for block in vision.blocks:
         assert isinstance(block, Block)
