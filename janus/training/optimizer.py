@@ -1,7 +1,6 @@
 """The optimizer over what learns: AdamW, or Muon for the matrices of the blocks beside it.
 
-Sources: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); Jordan et al., "Muon: An
-optimizer for hidden layers in neural networks" (2024).
+Source: Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019); `muon` has its own.
 """
 
 from __future__ import annotations
@@ -10,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import distributed, nn
 
 from janus.models.llama import RMSNorm
 from janus.models.uvit import GlobalResponseNorm
+from janus.training.muon import Muon
 from janus.training.parts import ALIGNMENT, trained
 from janus.training.recipe_sections import Optimizer
 
@@ -25,11 +25,14 @@ BLOCKS = {"layers", "blocks"}
 FUSED = ("cuda", "cpu", "mps")
 
 
-def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, settings: Optimizer, group: distributed.ProcessGroup | None = None
+) -> torch.optim.Optimizer:
     """What the settings say over what learns, in groups of what decays and what does not.
 
     Each group is in the model's order, and an empty one is left out. A step of AdamW is one fused pass where
-    torch has it. Moments are of the parameters' own dtype. Raises ValueError where nothing learns.
+    torch has it. Moments are of the parameters' own dtype. Processes of a `group` share out what each would
+    compute alike. Raises ValueError where nothing learns.
     """
     learning = trained(model)
     if not learning:
@@ -39,7 +42,8 @@ def build_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimi
     kinds = kinds_of(model)
     parts: list[torch.optim.Optimizer] = []
     if matrices:
-        parts.append(_muon(list(matrices.values()), settings))
+        muon = Muon(matrices.values(), lr=settings.lr, weight_decay=settings.weight_decay, group=group)
+        parts.append(muon)
     if others:
         parts.append(_adamw(others, kinds, settings))
     return parts[0] if len(parts) == 1 else Together(parts)
@@ -59,21 +63,6 @@ def block_matrices(learning: Mapping[str, nn.Parameter]) -> dict[str, nn.Paramet
         and not BLOCKS.isdisjoint(name.split("."))
         and not name.startswith(f"{ALIGNMENT}.")
     }
-
-
-def _muon(matrices: list[nn.Parameter], settings: Optimizer) -> torch.optim.Optimizer:
-    """With updates as large as AdamW's, so that one rate serves both.
-
-    Source: Liu et al., "Muon is scalable for LLM training" (2025).
-    """
-    if not hasattr(torch.optim, "Muon"):
-        raise ValueError(
-            f'optimizer.kind = "muon" needs torch 2.9, and this is {torch.__version__}: update it, or give '
-            '"adamw"'
-        )
-    return torch.optim.Muon(
-        matrices, lr=settings.lr, weight_decay=settings.weight_decay, adjust_lr_fn="match_rms_adamw"
-    )
 
 
 def _adamw(

@@ -50,7 +50,7 @@ from janus.training.start import (
     start_vae,
     with_defaults,
 )
-from janus.training.weigh import DTYPES
+from janus.training.weigh import DTYPES, computing_dtype
 from janus.training.widen import widen_linears
 from janus.weights.vae import RELEASED, own_vae, save_vae
 
@@ -146,7 +146,7 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     else:
         alone = Objective(model)
     objective = parallelize(alone, recipe, place)
-    optimizer = build_optimizer(model, recipe.optimizer)
+    optimizer = build_optimizer(model, recipe.optimizer, place.group)
     average = None if recipe.ema is None else EMA(model, recipe.ema)
     run = Run(recipe, folder, place, model, processor, objective, optimizer, average, loader, vae)
     if found is not None:
@@ -320,8 +320,10 @@ def open_log(
     """The log of a run that goes on after `done` steps; the first process has it."""
     if not place.first:
         return None
-    dtype = torch.float32 if recipe.precision == "float32" else torch.bfloat16
-    rate = machine_rate(place.device, dtype) * place.size
+    dtype = computing_dtype(recipe, place.device.type)
+    rate = (
+        machine_rate(place.device, torch.float32 if cpu.widens(place.device, dtype) else dtype) * place.size
+    )
     memory = partial(process_memory, place.device)
     return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, memory=memory, show=show)
 

@@ -18,9 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import janus
+from janus import cpu
 from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
-from janus.training import evaluation, train
+from janus.training import evaluation, run, train
 from janus.training.checkpoint import newest
 from janus.training.log import read_log
 from janus.training.parallel import Ranks
@@ -184,6 +185,21 @@ def test_a_run_goes_on_without_what_it_started_from(
     quietly(replace(recipe, steps=4), folder)
     shutil.rmtree(start)
     assert quietly(recipe, folder) == records(straight)
+
+
+@pytest.mark.parametrize("widens", [True, False])
+@pytest.mark.parametrize("precision", ["autocast", "bfloat16", "float32"])
+def test_the_peak_is_of_what_is_computed_in(
+    precision: str, widens: bool, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A CPU without instructions for bfloat16 computes in float32: the peak of the other is no peak there."""
+    monkeypatch.setattr(cpu, "widens", lambda device, dtype: widens and dtype != torch.float32)
+    asked = []
+    monkeypatch.setattr(run, "machine_rate", lambda device, dtype: asked.append(dtype) or 1.0)
+    log = run.open_log(replace(recipe, precision=precision), tmp_path, ALONE, 0, None)
+    assert log is not None
+    log.close()
+    assert asked == [torch.float32 if widens or precision == "float32" else torch.bfloat16]
 
 
 def test_a_run_with_muon_goes_on_with_the_same_bits(recipe: Recipe, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
 from janus.training.flow import add_alignment
+from janus.training.muon import Muon, orthogonal
 from janus.training.optimizer import Together, begin_states, block_matrices, build_optimizer, kinds_of
 from janus.training.parts import STAGE_1, STAGE_3, freeze, trained
 from janus.training.recipe_sections import Optimizer
@@ -123,7 +124,7 @@ def test_muon_has_the_matrices_of_blocks_and_adamw_the_rest(fresh: Janus) -> Non
     optimizer = build_optimizer(fresh, Optimizer(kind="muon", lr=1e-3, weight_decay=0.1))
     assert isinstance(optimizer, Together)
     muon, adamw = optimizer.parts
-    assert isinstance(muon, torch.optim.Muon)
+    assert isinstance(muon, Muon)
     assert isinstance(adamw, torch.optim.AdamW)
     names = {id(weight): name for name, weight in learning.items()}
     matrices = {names[id(weight)] for group in muon.param_groups for weight in group["params"]}
@@ -159,21 +160,17 @@ def test_adapters_alone_are_adamws(fresh: Janus) -> None:
 def test_a_first_step_of_muon_by_hand(fresh: Janus) -> None:
     """The first momentum is the gradient but for a factor, of which the step is free: it is U V' of U S V'.
 
-    Five steps of Newton and Schulz leave singular values between 0.68 and 1.14 (Jordan, 2024), and the rate
-    is scaled by 0.2 of the root of the longer side (Liu et al., 2025).
+    The rate is scaled by 0.2 of the root of the longer side (Liu et al., 2025).
     """
     freeze(fresh, ("language",))
     optimizer = build_optimizer(fresh, Optimizer(kind="muon", lr=0.5, weight_decay=0.25))
     weight = fresh.get_parameter("language.layers.0.mlp.gate_up.weight")
     before = weight.detach().clone()
     weight.grad = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
-    u, _, v = torch.linalg.svd(weight.grad, full_matrices=False)
     optimizer.step()
     change = (before * (1 - 0.5 * 0.25) - weight) / (0.5 * 0.2 * max(weight.shape) ** 0.5)
-    within = u.T @ change @ v.T
-    assert ((within.diagonal() > 0.6) & (within.diagonal() < 1.25)).all()
-    # 16 bits round each of its products to 2 ** -8.
-    assert (within - within.diagonal().diag()).abs().max() < 0.1
+    # What is left of a difference of numbers up to 3, divided by at least a half.
+    assert torch.allclose(change, orthogonal(weight.grad[None])[0], rtol=0, atol=1e-5)
 
 
 def test_what_is_kept_before_the_first_step_is_as_after_it(fresh: Janus) -> None:
@@ -194,10 +191,3 @@ def test_what_is_kept_before_the_first_step_is_as_after_it(fresh: Janus) -> None
             key: value.shape for key, value in blank[name].items()
         }
         assert not any(value.any() for value in blank[name].values())
-
-
-def test_muon_needs_a_torch_that_has_it(fresh: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
-    freeze(fresh, STAGE_3)
-    monkeypatch.delattr(torch.optim, "Muon")
-    with pytest.raises(ValueError, match=r'^optimizer.kind = "muon" needs torch 2.9, and this is '):
-        build_optimizer(fresh, Optimizer(kind="muon", lr=1.0))
