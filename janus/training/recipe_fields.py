@@ -197,6 +197,12 @@ def check_names(key: str, names: tuple[str, ...], known: tuple[str, ...]) -> Non
             raise RecipeError((key, place), f"{show(name)} {unknown(name, known)}")
 
 
+def check_name(key: str, name: str, known: tuple[str, ...]) -> None:
+    """RecipeError for a name that is none of those known."""
+    if name not in known:
+        raise RecipeError((key,), f"{show(name)} {unknown(name, known)}")
+
+
 def homes(cls: Any, key: object, path: tuple[str, ...] = ()) -> list[str]:
     """Where in a section and those inside it there is a field called `key`, as an override names it."""
     found = []

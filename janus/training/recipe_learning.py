@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from janus.training.recipe_fields import RecipeError, Section, check_names, number
-from janus.training.worlds.shapes.sampling import CATEGORIES
+from janus.training.recipe_fields import RecipeError, Section, check_name, check_names, number, show
+from janus.training.worlds.shapes.sampling import CATEGORIES, COLORED
+from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,15 +93,27 @@ class Reinforcement(Section):
     """How a Janus learns from its own drawings beside the data: `janus.training.reinforce`.
 
     In every step it draws so many `pictures` of each of so many `prompts` of a `world`, of its `categories`
-    (all if none are named) and training's combinations, and the world's verifier judges them. `weight` is
-    what a code of these pictures counts beside one of the data's, at the better and the worse of its prompt.
+    (all if none are named) and training's combinations, and the world's verifier judges them. With a `color`
+    half of the prompts, on average, name something of it. `weight` is what a code of these pictures counts
+    beside one of the data's, at the better and the worse of its prompt.
     """
 
     world: Literal["shapes"]
     categories: tuple[str, ...] = ()
+    color: str | None = None
     prompts: int = number(16, least=1)
     pictures: int = number(8, least=2)
     weight: float = number(1.0, above=0)
 
+    @property
+    def of_color(self) -> tuple[str, ...]:
+        """The categories, as often as they are given, whose prompts name colors."""
+        return tuple(each for each in self.categories or CATEGORIES if each in COLORED)
+
     def check(self) -> None:
         check_names("categories", self.categories, CATEGORIES)
+        if self.color is not None:
+            check_name("color", self.color, COLORS + NEW_COLORS)
+            if not self.of_color:
+                text = f"{show(self.color)} is in no prompt of these categories: add {' or '.join(COLORED)}"
+                raise RecipeError(("color",), text)

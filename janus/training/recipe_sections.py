@@ -11,7 +11,7 @@ from typing import Literal
 from janus.config import JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
 from janus.training.architecture import parse_architecture
-from janus.training.recipe_fields import RecipeError, Section, check_names, number, show, unknown
+from janus.training.recipe_fields import RecipeError, Section, check_name, check_names, number, show
 from janus.training.worlds.shapes.questions import TAUGHT_CATEGORIES
 from janus.training.worlds.shapes.sampling import DRAWN_CATEGORIES
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
@@ -119,10 +119,7 @@ class Source(Section):
             if self.world is None or self.task == "text":
                 text = f"{show(self.color)} is of pictures of a world: give a world, or leave it out"
                 raise RecipeError(("color",), text)
-            if self.color not in COLORS + NEW_COLORS:
-                raise RecipeError(
-                    ("color",), f"{show(self.color)} {unknown(self.color, COLORS + NEW_COLORS)}"
-                )
+            check_name("color", self.color, COLORS + NEW_COLORS)
         self._check_categories()
         if self.places != "grid" and (self.world is None or self.task == "text"):
             text = f"{show(self.places)} is of pictures of a world: give a world, or leave it out"

@@ -109,8 +109,9 @@ def tasks(run: Run, settings: Reinforcement) -> list[Task]:
     for number in range(run.place.rank, settings.prompts, run.place.size):
         seed = hashed("attempt", run.recipe.seed, run.step, number)
         random = np.random.default_rng(seed)
-        category = pick(random, settings.categories or shapes.CATEGORIES)
-        drawing = shapes.drawing(random, category=category, side=run.model.config.picture_size)
+        color = None if settings.color is None or random.random() < 0.5 else settings.color
+        category = pick(random, settings.of_color if color else settings.categories or shapes.CATEGORIES)
+        drawing = shapes.drawing(random, category=category, color=color, side=run.model.config.picture_size)
         prompt = tuple(run.processor.draw_prompt(drawing.caption))
         found += [
             Task(drawing, Picture(prompt=prompt, seed=seed, number=each)) for each in range(settings.pictures)

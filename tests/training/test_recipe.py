@@ -191,6 +191,16 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "reinforce.categories.1",
         '"colour" is unknown: did you mean colors?',
     ),
+    "judged-color-unknown": (
+        changed(JANUS, reinforce={"world": "shapes", "color": "purpel"}),
+        "reinforce.color",
+        '"purpel" is unknown: did you mean purple?',
+    ),
+    "judged-color-unnamed": (
+        changed(JANUS, reinforce={"world": "shapes", "categories": ["counting"], "color": "orange"}),
+        "reinforce.color",
+        '"orange" is in no prompt of these categories: add colors or color_attribution or full',
+    ),
     "judged-alone": (
         changed(JANUS, reinforce={"world": "shapes", "pictures": 1}),
         "reinforce.pictures",

@@ -126,6 +126,15 @@ def test_tasks_are_those_of_the_step_and_shared_out(run: Run, settings: Reinforc
     assert not {task.picture.seed for task in later} & {task.picture.seed for task in whole}
 
 
+def test_half_of_the_prompts_name_a_color(run: Run, settings: Reinforcement) -> None:
+    settings = replace(settings, color="orange", prompts=100, pictures=2)
+    drawings = [task.drawing for task in tasks(run, settings)[:: settings.pictures]]
+    named = [drawing for drawing in drawings if "orange" in drawing.caption.lower()]
+    assert {drawing.category for drawing in named} == {"full"}  # alone of the three
+    assert {drawing.category for drawing in drawings} == {"single_object", "counting", "full"}
+    assert 30 <= len(named) <= 70  # four deviations of a fair coin's hundred
+
+
 def test_pictures_are_those_that_the_pipeline_draws(run: Run, settings: Reinforcement) -> None:
     wanted = tasks(run, settings)
     codes = draw(run, wanted)
