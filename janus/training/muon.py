@@ -20,9 +20,7 @@ from janus import cpu
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x³ and x⁵: the steepest at 0 that keep within about 1
 STEPS = 5
 LEAST_NORM = 1e-7
-AT_ONCE = (
-    2**22
-)  # numbers of matrices of one shape that are computed together: small ones would wait for Python
+AT_ONCE = 2**22  # numbers in matrices of one shape that are computed together: small ones wait for Python
 
 
 class Muon(torch.optim.Optimizer):
@@ -93,7 +91,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
     By Newton's and Schulz's iteration, in bfloat16 where the device has it, and in float32 else.
     """
-    computes = torch.float32 if cpu.widens(matrices.device, torch.bfloat16) else torch.bfloat16
+    computes = cpu.computed_in(matrices.device, torch.bfloat16)
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if is_tall else matrices).to(computes)

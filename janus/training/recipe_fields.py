@@ -193,14 +193,13 @@ def unknown(key: object, known: tuple[str, ...]) -> str:
 def check_names(key: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
     """RecipeError, with its place in the list `key`, for the first name that is none of those known."""
     for place, name in enumerate(names):
-        if name not in known:
-            raise RecipeError((key, place), f"{show(name)} {unknown(name, known)}")
+        check_name(name, known, key, place)
 
 
-def check_name(key: str, name: str, known: tuple[str, ...]) -> None:
-    """RecipeError for a name that is none of those known."""
+def check_name(name: str, known: tuple[str, ...], *path: str | int) -> None:
+    """RecipeError, with the path of its key, for a name that is none of those known."""
     if name not in known:
-        raise RecipeError((key,), f"{show(name)} {unknown(name, known)}")
+        raise RecipeError(path, f"{show(name)} {unknown(name, known)}")
 
 
 def homes(cls: Any, key: object, path: tuple[str, ...] = ()) -> list[str]:

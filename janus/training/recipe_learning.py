@@ -113,7 +113,7 @@ class Reinforcement(Section):
     def check(self) -> None:
         check_names("categories", self.categories, CATEGORIES)
         if self.color is not None:
-            check_name("color", self.color, COLORS + NEW_COLORS)
+            check_name(self.color, COLORS + NEW_COLORS, "color")
             if not self.of_color:
                 text = f"{show(self.color)} is in no prompt of these categories: add {' or '.join(COLORED)}"
                 raise RecipeError(("color",), text)

@@ -119,7 +119,7 @@ class Source(Section):
             if self.world is None or self.task == "text":
                 text = f"{show(self.color)} is of pictures of a world: give a world, or leave it out"
                 raise RecipeError(("color",), text)
-            check_name("color", self.color, COLORS + NEW_COLORS)
+            check_name(self.color, COLORS + NEW_COLORS, "color")
         self._check_categories()
         if self.places != "grid" and (self.world is None or self.task == "text"):
             text = f"{show(self.places)} is of pictures of a world: give a world, or leave it out"

@@ -321,9 +321,7 @@ def open_log(
     if not place.first:
         return None
     dtype = computing_dtype(recipe, place.device.type)
-    rate = (
-        machine_rate(place.device, torch.float32 if cpu.widens(place.device, dtype) else dtype) * place.size
-    )
+    rate = machine_rate(place.device, cpu.computed_in(place.device, dtype)) * place.size
     memory = partial(process_memory, place.device)
     return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, memory=memory, show=show)
 

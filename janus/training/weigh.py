@@ -234,8 +234,9 @@ def _check_device(device: str) -> None:
 
 def computing_dtype(recipe: Recipe, device: str) -> torch.dtype:
     """What products are computed in: by a CPU that does bfloat16 badly, float32 even under autocast."""
-    wide = recipe.precision == "autocast" and cpu.widens(torch.device(device), torch.bfloat16)
-    return torch.float32 if wide or recipe.precision == "float32" else torch.bfloat16
+    if recipe.precision == "autocast":
+        return cpu.computed_in(torch.device(device), torch.bfloat16)
+    return DTYPES[recipe.precision]
 
 
 def precision(recipe: Recipe, device: str) -> AbstractContextManager[Any]:
