@@ -4,7 +4,7 @@
     python benchmarks/make_checkpoint.py Janus-Pro-7B FOLDER --quantize int4
 
 The layout is exactly the released one; the tokenizer is the small stand-in of `tests/data`, with the
-processor's settings raised to the model's size. A quantised model is made a layer at a time, so the one of 7B
+processor's settings raised to the model's size. A quantized model is made a layer at a time, so the one of 7B
 fits where its float weights would not. A JanusFlow comes without its autoencoder.
 """
 
@@ -43,7 +43,7 @@ def random_weights(
 ) -> Janus | JanusFlow:
     """A model whose activations stay in a sane range: N(0, 1/fan_in), norms near 1.
 
-    Quantised layers of one shape have the same rows, in other orders.
+    Quantized layers of one shape have the same rows, in other orders.
     """
     model = empty_model(config).to(dtype)
     if quantization is not None:
@@ -52,8 +52,8 @@ def random_weights(
     generator = torch.Generator(device).manual_seed(seed)
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1:
-            centre = 1.0 if "norm" in name and name.endswith("weight") else 0.0
-            parameter.normal_(centre, 0.1, generator=generator)
+            center = 1.0 if "norm" in name and name.endswith("weight") else 0.0
+            parameter.normal_(center, 0.1, generator=generator)
         else:
             table = "embed" in name or name == "vq.codebook"
             fan_in = 1 if table else parameter[0].numel()

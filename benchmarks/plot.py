@@ -9,7 +9,7 @@ from typing import Any
 
 from rows import Row, by_case, latest, number, read
 
-# Okabe and Ito's colours, told apart by colour-blind readers too; ours is the vermilion.
+# Okabe and Ito's colors, told apart by color-blind readers too; ours is the vermilion.
 OURS = "#D55E00"
 OTHERS = ("#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#000000", "#999999")
 MARKERS = "osD^vP*Xh<>p"
@@ -17,7 +17,7 @@ COLUMNS = 3
 
 
 def _styles(rows: Sequence[Row]) -> dict[str, tuple[str, str]]:
-    """Colour and marker of each implementation; the same in both pictures of a benchmark."""
+    """Color and marker of each implementation; the same in both pictures of a benchmark."""
     names = sorted(
         {row.implementation for row in rows}, key=lambda name: (not name.startswith("janus"), name)
     )
@@ -51,9 +51,9 @@ def _bars(figure: Any, rows: Sequence[Row]) -> None:
             [row.median - row.quantile_20 for row in group],
             [row.quantile_80 - row.median for row in group],
         ]
-        colours = [styles[name][0] for name in names]
+        colors = [styles[name][0] for name in names]
         panel.barh(
-            names, medians, xerr=spread, color=colours, ecolor="#444444", edgecolor="black", linewidth=0.4
+            names, medians, xerr=spread, color=colors, ecolor="#444444", edgecolor="black", linewidth=0.4
         )
         for place, row in enumerate(group):
             panel.annotate(
@@ -96,12 +96,12 @@ def _roofline(figure: Any, rows: Sequence[Row]) -> None:
         panel.plot(
             points, heights, color="black", linestyle="-" if arithmetic == "bf16" else ":", label=label
         )
-    for name, (colour, marker) in styles.items():
+    for name, (color, marker) in styles.items():
         its = [row for row in rows if row.implementation == name]
         panel.scatter(
             [row.flop / row.bytes for row in its],
             [row.flop / row.median * 1e3 / 1e12 for row in its],
-            color=colour,
+            color=color,
             edgecolors="black",
             linewidths=0.4,
             marker=marker,

@@ -1,7 +1,7 @@
 """The one timer. Nothing else in this folder looks at a clock.
 
 A region is some calls of one implementation, long enough for the clock. The regions of a case take turns,
-round after round in an order that is drawn anew, so that whatever drifts (clocks, neighbours, heat) meets
+round after round in an order that is drawn anew, so that whatever drifts (clocks, neighbors, heat) meets
 all of them alike.
 """
 
@@ -112,7 +112,7 @@ def _captured(sequence: list[Call]) -> torch.cuda.CUDAGraph | None:
         with torch.cuda.graph(graph):
             for call in sequence:
                 call()
-    except Exception:  # whatever a library raises when it synchronises or allocates
+    except Exception:  # whatever a library raises when it synchronizes or allocates
         torch.cuda.synchronize()
         # The default generator still takes itself to be captured, and would refuse to draw.
         generator = torch.cuda.default_generators[torch.cuda.current_device()]

@@ -27,7 +27,7 @@ def main() -> None:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--dtype", help="as stored where the CPU computes it well")
-    parser.add_argument("--quantize", help="int8 or int4: quantised while loading")
+    parser.add_argument("--quantize", help="int8 or int4: quantized while loading")
     options = parser.parse_args()
     start = time.perf_counter()
     pipe = janus.load(options.folder, device="cpu", dtype=options.dtype, quantize=options.quantize)

@@ -56,7 +56,7 @@ def load(
     upright by their EXIF tag, scales 16 bits to 8 and lays transparency on the background, none of which the
     original does. `tensor_parallel` splits the language model over the processes that `torchrun` started,
     each on the CUDA device of its own number or all on the CPU; all must make the same calls, and get the
-    same results. (Not a JanusFlow's, nor a quantised one.) `compile` gives the steps of the language model to
+    same results. (Not a JanusFlow's, nor a quantized one.) `compile` gives the steps of the language model to
     torch.compile: the first then takes much longer, and the others less. (Steps are of a token or a code: a
     flow's drawings gain nothing.) `revision` is the model's, not the autoencoder's; `token` is the hub's, for
     models that are not for everybody. The model is prepared for inference: to train, take that of
@@ -215,8 +215,8 @@ class Pipeline:
         without a seed torch's default generator gives one. Without a batch size, at most 16 pictures are
         drawn at once, and their caches take at most half of the free memory. `progress`: None for a bar on a
         terminal, True, False, or a function (done, total). `preview` gets the pictures of the batch so far
-        after every `preview_every` rows of codes (the rest is grey) or steps of a flow. What is left out is
-        the checkpoint's own, else the original's. An option that the model cannot honour raises ValueError.
+        after every `preview_every` rows of codes (the rest is gray) or steps of a flow. What is left out is
+        the checkpoint's own, else the original's. An option that the model cannot honor raises ValueError.
 
         Janus: `guidance` 5 and `temperature` 1, of which 0 is greedy; `top_k` and `top_p` limit the codes to
         choose from. `speculate` = k reads k codes at once, all but the first of them guessed, and keeps those
@@ -258,7 +258,7 @@ class Pipeline:
     def reconstruct(self, picture: Any) -> Image.Image:
         """A picture through the picture tokenizer or autoencoder and back.
 
-        Its centre square, at the model's own size.
+        Its center square, at the model's own size.
         """
         return self.drawing.reconstruct(load_picture(picture))
 
@@ -336,7 +336,7 @@ class Pipeline:
 def _introduce_shapes() -> None:
     """Say, once in a process, which model it is that nobody named."""
     print(
-        "No model is named, so this is shapes, a small one that comes with janus and knows coloured shapes "
+        "No model is named, so this is shapes, a small one that comes with janus and knows colored shapes "
         f"only. To get a released one, name it: janus.load({EXAMPLE!r}), or -m {EXAMPLE}.",
         file=sys.stderr,
     )

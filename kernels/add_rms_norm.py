@@ -1,7 +1,7 @@
 """The residual addition and the RMSNorm behind it, and their gradients, in one pass each.
 
 D is the width of a row. Source: Zhang and Sennrich, "Root Mean Square Layer Normalization" (2019), in the
-order in which Llama rounds: normalised in float32, cast back, then scaled.
+order in which Llama rounds: normalized in float32, cast back, then scaled.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def add_rms_norm_reference(
     """As `add_rms_norm`."""
     total = x if residual is None else x + residual
     wide = total.float()
-    normalised = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return weight * normalised.to(total.dtype), total
+    normalized = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return weight * normalized.to(total.dtype), total
 
 
 @kernel
@@ -65,7 +65,7 @@ def _norm_kernel(
     x_ptr,
     residual_ptr,
     weight_ptr,
-    normalised_ptr,
+    normalized_ptr,
     total_ptr,
     width,
     stride_x,
@@ -77,7 +77,7 @@ def _norm_kernel(
     row = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, BLOCK)
     mask = column < width
-    dtype = normalised_ptr.dtype.element_ty
+    dtype = normalized_ptr.dtype.element_ty
     total = tl.load(x_ptr + row * stride_x + column, mask=mask, other=0.0).to(tl.float32)
     if residual_ptr is not None:
         total += tl.load(residual_ptr + row * stride_residual + column, mask=mask, other=0.0).to(tl.float32)
@@ -85,9 +85,9 @@ def _norm_kernel(
         tl.store(total_ptr + row * width + column, total, mask=mask)
         total = total.to(tl.float32)
     scale = tl.rsqrt(tl.sum(total * total, axis=0) / width + tl.cast(eps, tl.float32))
-    normalised = (total * scale).to(dtype).to(tl.float32)
+    normalized = (total * scale).to(dtype).to(tl.float32)
     weight = tl.load(weight_ptr + column, mask=mask, other=0.0).to(tl.float32)
-    tl.store(normalised_ptr + row * width + column, (normalised * weight).to(dtype), mask=mask)
+    tl.store(normalized_ptr + row * width + column, (normalized * weight).to(dtype), mask=mask)
 
 
 def _block(width: int, warps: dict[int, int]) -> int:
@@ -97,7 +97,7 @@ def _block(width: int, warps: dict[int, int]) -> int:
 def _launch_norm(
     x: Tensor, weight: Tensor, eps: float, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    normalised = x.new_empty(x.shape)
+    normalized = x.new_empty(x.shape)
     total = None if residual is None else x.new_empty(x.shape)
     rows = as_rows(x)
     residual_rows = None if residual is None else as_rows(residual)
@@ -108,7 +108,7 @@ def _launch_norm(
         x_ptr=rows,
         residual_ptr=residual_rows,
         weight_ptr=weight.contiguous(),
-        normalised_ptr=normalised,
+        normalized_ptr=normalized,
         total_ptr=total,
         width=rows.shape[1],
         stride_x=rows.stride(0),
@@ -117,7 +117,7 @@ def _launch_norm(
         BLOCK=block,
         options={"num_warps": WARPS[block]},
     )
-    return normalised, total
+    return normalized, total
 
 
 # Two ops over one kernel: an op may not return its input, which is the total where nothing is added.
@@ -133,11 +133,11 @@ def rms_norm_op(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm_op(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     _check(x, weight, residual)
     if _chosen(x, weight, residual) == "triton":
-        normalised, total = _launch_norm(x, weight, eps, residual)
+        normalized, total = _launch_norm(x, weight, eps, residual)
         assert total is not None
-        return normalised, total
-    normalised, total = add_rms_norm_reference(x, weight, eps, residual)
-    return normalised.contiguous(), total.contiguous()
+        return normalized, total
+    normalized, total = add_rms_norm_reference(x, weight, eps, residual)
+    return normalized.contiguous(), total.contiguous()
 
 
 @rms_norm_op.register_fake
@@ -160,14 +160,14 @@ def _(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, 
 def rms_norm_backward_reference(
     gradient: Tensor, total_gradient: Tensor | None, total: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of the total and the weight, from those of what is normalised and of the total itself."""
+    """The gradients of the total and the weight, from those of what is normalized and of the total itself."""
     wide, scaled = total.float(), gradient.float() * weight.float()
     scale = torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    normalised = wide * scale
-    through = scale * (scaled - normalised * (scaled * normalised).mean(-1, keepdim=True))
+    normalized = wide * scale
+    through = scale * (scaled - normalized * (scaled * normalized).mean(-1, keepdim=True))
     if total_gradient is not None:
         through = through + total_gradient.float()
-    weight_gradient = as_rows(gradient.float() * normalised.to(total.dtype).float()).sum(0)
+    weight_gradient = as_rows(gradient.float() * normalized.to(total.dtype).float()).sum(0)
     return through.to(total.dtype), weight_gradient.to(weight.dtype)
 
 
@@ -199,13 +199,13 @@ def _norm_backward_kernel(
         row = first + step
         total = tl.load(total_ptr + row * stride_total + column, mask=mask, other=0.0).to(tl.float32)
         scale = tl.rsqrt(tl.sum(total * total, axis=0) / width + tl.cast(eps, tl.float32))
-        normalised = total * scale
+        normalized = total * scale
         gradient = tl.load(gradient_ptr + row * stride_gradient + column, mask=mask, other=0.0).to(tl.float32)
-        weight_gradient += gradient * normalised.to(dtype).to(tl.float32)
+        weight_gradient += gradient * normalized.to(dtype).to(tl.float32)
         # Read again for every row: to keep it would cost the widest rows more registers than there are.
         scaled = gradient * tl.load(weight_ptr + column, mask=mask, other=0.0).to(tl.float32)
-        along = tl.sum(scaled * normalised, axis=0) / width
-        through = scale * (scaled - normalised * along)
+        along = tl.sum(scaled * normalized, axis=0) / width
+        through = scale * (scaled - normalized * along)
         if total_gradient_ptr is not None:
             start = total_gradient_ptr + row * stride_total_gradient
             through += tl.load(start + column, mask=mask, other=0.0).to(tl.float32)
@@ -251,7 +251,7 @@ def _launch_norm_backward(
 def rms_norm_backward_op(
     gradient: Tensor, total_gradient: Tensor | None, total: Tensor, weight: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
-    # Wider rows were normalised by the kernel all the same, so this is no choice of the caller's.
+    # Wider rows were normalized by the kernel all the same, so this is no choice of the caller's.
     fits = total.shape[-1] <= max(BACKWARD_WARPS)
     runs = (
         _launch_norm_backward if fits and _chosen(total, weight) == "triton" else rms_norm_backward_reference
@@ -299,7 +299,7 @@ def add_rms_norm(
 ) -> tuple[Tensor, Tensor]:
     """x (..., D), a weight (D,) -> RMSNorm(total) and total = x + residual, both (..., D).
 
-    Without a residual the total is x itself. The total is rounded to the dtype; normalised in float32, cast
+    Without a residual the total is x itself. The total is rounded to the dtype; normalized in float32, cast
     back, then scaled. Differentiable in x, residual and weight. Tensors of several dtypes,
     as under autocast, are PyTorch's to promote. Raises ValueError for a weight or residual of another shape
     or device.

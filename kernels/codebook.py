@@ -158,7 +158,7 @@ def _nearest_kernel(
         total = tl.fma(value, value, total)
         raw = raw + (value,)  # type: ignore[assignment]  # noqa: RUF005 (Triton knows no *)
     length = tl.maximum(tl.sqrt_rn(total), tl.cast(TINY, tl.float32))
-    # One vector of registers per component: latents are normalised once and read for every code.
+    # One vector of registers per component: latents are normalized once and read for every code.
     total = tl.zeros((BLOCK_ROWS,), tl.float32)
     latent = ()
     for component in tl.static_range(WIDTH):
@@ -385,11 +385,11 @@ def _lookup_setup(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> No
 def _lookup_backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
     codes, codebook = ctx.saved_tensors
     by_row = gradient.permute(0, 2, 3, 1).reshape(-1, codebook.shape[1]).float()
-    normalised = torch.zeros_like(codebook, dtype=torch.float32).index_add_(0, codes.flatten().long(), by_row)
+    normalized = torch.zeros_like(codebook, dtype=torch.float32).index_add_(0, codes.flatten().long(), by_row)
     length = codebook.float().norm(dim=1, keepdim=True).clamp_min(TINY)
     unit = codebook.float() / length
-    along = (normalised * unit).sum(1, keepdim=True)
-    return None, ((normalised - unit * along) / length).to(codebook.dtype)
+    along = (normalized * unit).sum(1, keepdim=True)
+    return None, ((normalized - unit * along) / length).to(codebook.dtype)
 
 
 lookup_op.register_autograd(_lookup_backward, setup_context=_lookup_setup)

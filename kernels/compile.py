@@ -93,7 +93,7 @@ def every_launch() -> Iterator[Launch]:
                     yield launch
 
 
-def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
+def specialized(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
     """Signature, constants and attributes, as Triton's JIT would derive them from the arguments."""
     signature: dict[str, str] = {}
     constants: dict[str, Any] = {}
@@ -118,7 +118,7 @@ def specialised(launch: Launch) -> tuple[dict[str, str], dict[str, Any], dict[tu
 
 def describe(launch: Launch) -> str:
     """Kernel, dtypes, constants and options in one line; equal for equal compilations."""
-    signature, constants, attributes = specialised(launch)
+    signature, constants, attributes = specialized(launch)
     types = ",".join(kind for kind in signature.values() if kind != "constexpr")
     named = ",".join(f"{name}={value}" for name, value in {**constants, **launch.options}.items())
     aligned = "".join(str(int((index,) in attributes)) for index in range(len(signature)))
@@ -156,7 +156,7 @@ def compile_for(launch: Launch, chip_name: str) -> Report:
     from triton.compiler import ASTSource
 
     chip = CHIPS[chip_name]
-    signature, constants, attributes = specialised(launch)
+    signature, constants, attributes = specialized(launch)
     source = ASTSource(launch.kernel, signature, constants, attributes)
     compiled = triton.compile(
         source,

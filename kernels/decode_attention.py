@@ -86,7 +86,7 @@ def decode_attention_reference(
 ) -> Tensor:
     """As `decode_attention`, with the prefix's four tensors, or none of them.
 
-    Neighbours that see alike are attended to together, without their padding: it would shift the order of
+    Neighbors that see alike are attended to together, without their padding: it would shift the order of
     summation, and a row in bfloat16 would depend on the length of those beside it.
     """
     if starts is None and ends is None and prefix_rows is None and keys.shape[2]:

@@ -6,7 +6,7 @@ formats, alike on every device and in files:
 - 8 bits: weight (N, K) int8 and scale (N,); W = weight * scale.
 - 4 bits: weight (N, K / 2) uint8 and scale (N, G, 2); W = (q - 8) * scale[..., 0] + scale[..., 1]. The q,
   from 0 to 15, are two to a byte: of a group, 64 columns or 32, the low halves of its bytes are the first
-  half of the columns, and the high halves the second, so that either meets neighbours in x.
+  half of the columns, and the high halves the second, so that either meets neighbors in x.
 
 That is also how PyTorch's own CPU kernels read numbers (aten's `_weight_int8pack_mm`, and
 `_weight_int4pack_mm_for_cpu` but for the order of the bytes; see `pack`).
@@ -154,7 +154,7 @@ def _aten_int8(x: Tensor, weight: Tensor, scale: Tensor) -> Tensor | None:
 def _nibbles() -> tuple[int, bool] | None:
     """How aten orders 4-bit weights on this CPU: it looks at the vectors that the CPU has.
 
-    -> rows whose columns lie together, and whether a byte holds two neighbouring rows, or else rows that are
+    -> rows whose columns lie together, and whether a byte holds two neighboring rows, or else rows that are
     half of those apart. None where it is neither: then nothing is packed.
     """
     q = torch.randint(0, 16, (128, 64), generator=torch.Generator().manual_seed(0), dtype=torch.int32)
@@ -170,10 +170,10 @@ def _nibbles() -> tuple[int, bool] | None:
 
 def _columns(packed: Tensor, order: tuple[int, bool]) -> Tensor:
     """The packed weights' q, column by column: (N, K / 2) -> (K, N) uint8."""
-    rows, neighbours = order
+    rows, neighbors = order
     inputs = packed.shape[1] * 2
     packed = packed.view(-1, inputs, rows // 2).transpose(0, 1)
-    halves = torch.stack((packed & 15, packed >> 4), dim=-1 if neighbours else -2)
+    halves = torch.stack((packed & 15, packed >> 4), dim=-1 if neighbors else -2)
     return halves.reshape(inputs, -1)
 
 

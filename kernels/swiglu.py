@@ -181,7 +181,7 @@ swiglu_op.register_autograd(_backward, setup_context=_setup)
 def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     """silu(gate) * up: both (..., F) of one dtype -> (..., F). Differentiable in both.
 
-    Read where they lie if a row's elements are neighbours: the halves of a merged projection are not copied.
+    Read where they lie if a row's elements are neighbors: the halves of a merged projection are not copied.
     Raises ValueError for shapes, dtypes or devices that differ.
     """
     _check(gate, up)

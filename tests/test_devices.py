@@ -95,7 +95,7 @@ def test_dtype_without_a_name(
     ("machine", "device", "expected"),
     [("x86_64", CPU, torch.bfloat16), ("aarch64", CPU, torch.float32), ("x86_64", MPS, torch.float32)],
 )
-def test_beside_quantised_weights_an_x86_cpu_computes_bfloat16(
+def test_beside_quantized_weights_an_x86_cpu_computes_bfloat16(
     machine: str, device: torch.device, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(devices, "computes_bfloat16", lambda _: False)

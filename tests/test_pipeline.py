@@ -223,7 +223,7 @@ def test_reconstruct(pipe: janus.Pipeline, pictures: list[Image.Image]) -> None:
     assert np.abs(difference + 0.5).max() < 0.51
     wide = Image.new("RGB", (3 * SIZE, SIZE))
     wide.paste(pictures[0], (SIZE, 0))
-    assert np.array_equal(pipe.reconstruct(wide), rebuilt), "the centre square"
+    assert np.array_equal(pipe.reconstruct(wide), rebuilt), "the center square"
 
 
 def test_drawing_defaults_are_the_checkpoints(pipe: janus.Pipeline, folder: Path, tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ def test_reconstruct_is_the_mean_through_the_autoencoder(
     assert np.abs(np.asarray(rebuilt) - (expected.numpy() + 1) * 127.5).max() < 0.501
     wide = Image.new("RGB", (3 * SIZE, SIZE))
     wide.paste(pictures[0], (SIZE, 0))
-    assert np.array_equal(pipe.reconstruct(wide), rebuilt), "the centre square"
+    assert np.array_equal(pipe.reconstruct(wide), rebuilt), "the center square"
 
 
 # Pictures and their options
@@ -156,7 +156,7 @@ def test_a_picture_is_the_same_whatever_is_drawn_beside_it(pipe: janus.Pipeline)
         "behind another prompt": arrays(pipe.draw(["a big red dog", "a cat"], n=2, **FEW))[2:],
     }
     for case, again in others.items():
-        # A batch of another size rounds otherwise in the last bits, so a value may round to its neighbour.
+        # A batch of another size rounds otherwise in the last bits, so a value may round to its neighbor.
         different = np.abs(again.astype(int) - drawn[: len(again)])
         assert different.max() <= 1, case
         assert (different > 0).mean() < 1e-3, case

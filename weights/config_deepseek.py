@@ -72,7 +72,7 @@ def parse_vision(params: JsonObject) -> VisionConfig:
 
 
 def parse(top: JsonObject) -> JanusConfig:
-    """The architecture that the top object states; ValueError for what cannot be honoured."""
+    """The architecture that the top object states; ValueError for what cannot be honored."""
     params = parse_parts(top, CLASSES)
     language, dtype = parse_llama(top)
     vision = parse_vision(params["vision"])

@@ -1,7 +1,7 @@
 """`config.json` in its two dialects: the released `multi_modality`, and transformers' `janus`.
 
 Absent keys mean the released sizes, or Llama's defaults for the language model. A value that cannot be
-honoured raises with its key; keys that say nothing to this library are kept and written again in the same
+honored raises with its key; keys that say nothing to this library are kept and written again in the same
 dialect.
 """
 
@@ -45,7 +45,7 @@ def parse_config(values: Mapping[str, Any]) -> tuple[AnyConfig, Layout]:
         raise top.fail("model_type", f"not a Janus checkpoint; supported: {', '.join(MODEL_TYPES)}")
     if layout == "transformers":
         if top.stated("quantization_config"):
-            raise top.fail("quantization_config", "weights quantised by transformers are not read")
+            raise top.fail("quantization_config", "weights quantized by transformers are not read")
         return config_transformers.parse(top), layout
     if "vision_gen_enc_config" in values:  # the one model type is that of both
         return config_janusflow.parse(top), layout

@@ -27,7 +27,7 @@ CLASSES = {
 
 
 def parse(top: JsonObject) -> JanusFlowConfig:
-    """The architecture that the top object states; ValueError for what cannot be honoured."""
+    """The architecture that the top object states; ValueError for what cannot be honored."""
     params = parse_parts(top, CLASSES)
     language, dtype = parse_llama(top)
     return JanusFlowConfig(

@@ -6,7 +6,7 @@ from janus.config import AdapterKind, LanguageConfig
 from janus.kernels.quantized_linear import GROUPS
 from janus.weights.json_object import JsonObject
 
-METHOD = "janus"  # of quantisation, beside those that others have names for
+METHOD = "janus"  # of quantization, beside those that others have names for
 DTYPES = ("bfloat16", "float16", "float32", "float64")
 
 
@@ -56,7 +56,7 @@ def parse_dtype(*sections: JsonObject) -> str:
 
 
 def parse_quantization(top: JsonObject) -> str | None:
-    """How the language model's weights are quantised, if they are; by this library's own method alone."""
+    """How the language model's weights are quantized, if they are; by this library's own method alone."""
     section = top.section("quantization_config")
     if not section.values:
         return None

@@ -15,7 +15,7 @@ from janus.weights.json_object import JsonObject
 
 
 def parse(top: JsonObject) -> JanusConfig:
-    """The architecture that the top object states; ValueError for what cannot be honoured."""
+    """The architecture that the top object states; ValueError for what cannot be honored."""
     vision, vq, text = (top.section(f"{part}_config") for part in ("vision", "vq", "text"))
     for section in (vision, vq):
         section.require("hidden_act", "gelu", absent="gelu")

@@ -212,7 +212,7 @@ class _Repository:
         if isinstance(error, GatedRepoError):
             page = f"{HfApi().endpoint}/{self.id}"
             raise PermissionError(
-                f"{self} is gated: accept its licence at {page}, then {log_in} of that account"
+                f"{self} is gated: accept its license at {page}, then {log_in} of that account"
             ) from error
         if isinstance(error, RepositoryNotFoundError):
             raise FileNotFoundError(

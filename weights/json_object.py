@@ -1,4 +1,4 @@
-"""Checked access to a JSON object: a value that cannot be honoured is an error naming file, key and value."""
+"""Checked access to a JSON object: a value that cannot be honored is an error naming file, key and value."""
 
 from __future__ import annotations
 
@@ -98,9 +98,9 @@ class JsonObject:
             raise self.fail(key, "must be three numbers, one per channel")
         return value[0], value[1], value[2]
 
-    def require(self, key: str, *honoured: object, absent: object = None) -> None:
+    def require(self, key: str, *honored: object, absent: object = None) -> None:
         """Raise unless the value is one that this library computes; `absent` stands for a missing key."""
         value = self.values[key] if self.stated(key) else absent
-        if value not in honoured:
-            supported = ", ".join(json.dumps(x) for x in honoured)
-            raise self.fail(key, f"cannot be honoured; supported: {supported}")
+        if value not in honored:
+            supported = ", ".join(json.dumps(x) for x in honored)
+            raise self.fail(key, f"cannot be honored; supported: {supported}")

@@ -1,6 +1,6 @@
 """From a checkpoint to a model: built without memory, then filled tensor by tensor, at its device and dtype.
 
-Strict: a missing, unexpected or misshapen name raises before any weight is read. What is to be quantised is,
+Strict: a missing, unexpected or misshapen name raises before any weight is read. What is to be quantized is,
 as soon as it has been read. `load` returns the model in evaluation mode.
 """
 
@@ -73,7 +73,7 @@ def load(
     device computes it well, else float32. `quantize`, "int8" or "int4", makes the language model's weights
     integers (`janus.models.quantized`) while they are read; a checkpoint that was saved so needs no word.
     With a `mesh` of processes, this one reads and holds only its share of the language model
-    (`janus.inference.tensor_parallel`); a quantised one is not split. Raises FileNotFoundError or ValueError
+    (`janus.inference.tensor_parallel`); a quantized one is not split. Raises FileNotFoundError or ValueError
     with the remedy.
     """
     target_device = resolve_device(device)
@@ -86,7 +86,7 @@ def load(
     if mesh is not None:
         if model.config.quantization is not None:
             raise ValueError(
-                "a quantised model is not split over processes: leave tensor_parallel or quantize"
+                "a quantized model is not split over processes: leave tensor_parallel or quantize"
             )
         if not isinstance(model, Janus):
             raise ValueError("a JanusFlow is not split over processes: leave tensor_parallel")
@@ -117,13 +117,13 @@ def inspect(path: str | Path, *, revision: str | None = None, token: str | None 
 
 
 def _make_quantized(checkpoint: Checkpoint, quantization: Quantization) -> None:
-    """Have the weights quantised that `fill` will read; nothing where the checkpoint holds them so."""
+    """Have the weights quantized that `fill` will read; nothing where the checkpoint holds them so."""
     held = checkpoint.model.config.quantization
     if held is None:
         make_quantized(checkpoint.model, quantization)
     elif held != quantization:
         raise ValueError(
-            f"{checkpoint.folder} is quantised to {held}: for {quantization} name the checkpoint it came from"
+            f"{checkpoint.folder} is quantized to {held}: for {quantization} name the checkpoint it came from"
         )
 
 
@@ -225,8 +225,8 @@ def check_names(
 def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank: int = 0) -> None:
     """Put every tensor of the plan into the model, holding at most one window of the files besides.
 
-    Of a tensor that the model holds a share of, it is that of `rank`. Weights that the model wants quantised
-    and the files do not hold so are quantised from their stored precision, on the device,
+    Of a tensor that the model holds a share of, it is that of `rank`. Weights that the model wants quantized
+    and the files do not hold so are quantized from their stored precision, on the device,
     once they are whole.
     """
     model, stored, plan = checkpoint.model, checkpoint.stored, checkpoint.plan
@@ -241,7 +241,7 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank:
         for part, tensor in read(file, names):
             name, source = owner[part], plan[owner[part]]
             if name not in begun:
-                if name in kept:  # with the columns that it has in the files, and quantised when it is whole
+                if name in kept:  # with the columns that it has in the files, and quantized when it is whole
                     whole = torch.empty(
                         (shapes[name][0], *tensor.shape[1:]), device=device, dtype=tensor.dtype
                     )

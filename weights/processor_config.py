@@ -104,7 +104,7 @@ class ProcessorConfig:
 
     @property
     def background(self) -> tuple[int, int, int]:
-        """The 8-bit colour of the margins, from the mean: the original ignores the file's own value."""
+        """The 8-bit color of the margins, from the mean: the original ignores the file's own value."""
         red, green, blue = self.image_mean or (0.5, 0.5, 0.5)
         return int(red * 255), int(green * 255), int(blue * 255)
 
@@ -131,7 +131,7 @@ def read_side_files(folder: str | PathLike[str]) -> dict[str, bytes]:
 def read_processor_config(files: Mapping[str, bytes], *, where: str = "the checkpoint") -> ProcessorConfig:
     """Read `preprocessor_config.json` and `processor_config.json` of either layout.
 
-    Raises FileNotFoundError where a folder has neither, ValueError for what cannot be honoured.
+    Raises FileNotFoundError where a folder has neither, ValueError for what cannot be honored.
     """
     processor = read_object(files, "processor_config.json", where)
     image = read_object(files, "preprocessor_config.json", where)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
-DTYPES = {**FLOATS, "I8": torch.int8, "U8": torch.uint8}  # integers are weights that were quantised
+DTYPES = {**FLOATS, "I8": torch.int8, "U8": torch.uint8}  # integers are weights that were quantized
 # How files of weights are called: a model's, and an autoencoder's in diffusers' layout.
 STEMS = (
     ("model", "safetensors"),

@@ -32,8 +32,8 @@ def save(
     """Write the model's weights at their own dtype, its config, and the tokenizer's and processor's files.
 
     `max_shard_size`, bytes or like "2GB", splits the weights into several files with an index. Files are
-    written beside their final names and moved there when all weights are whole. A quantised model is written
-    quantised. ValueError for a layout or size that is none, for a layout that has no such model, and for a
+    written beside their final names and moved there when all weights are whole. A quantized model is written
+    quantized. ValueError for a layout or size that is none, for a layout that has no such model, and for a
     model split over several processes.
     """
     if model.language.mesh is not None:
@@ -46,7 +46,7 @@ def save(
     naming_of(model.config, layout)  # raises where the layout has no such model
     if layout == "transformers" and model.config.quantization is not None:
         raise ValueError(
-            f"this model is quantised to {model.config.quantization}, which transformers cannot read: name "
+            f"this model is quantized to {model.config.quantization}, which transformers cannot read: name "
             "the layout deepseek, or convert the checkpoint that it was loaded from"
         )
     limit = None if max_shard_size is None else _parse_size(max_shard_size)

@@ -1,4 +1,4 @@
-"""RAPIDS cuVS: exact nearest neighbours. Source: its `cuvs.neighbors.brute_force`."""
+"""RAPIDS cuVS: exact nearest neighbors. Source: its `cuvs.neighbors.brute_force`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from variants import Prepare
 def nearest_code(
     device: torch.device, units: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 ) -> dict[str, Prepare]:
-    """Its index of the codebook is built beforehand, which favours it: ours normalises in every call."""
+    """Its index of the codebook is built beforehand, which favors it: ours normalizes in every call."""
     if device.type != "cuda" or not installed("cuvs"):
         return {}
 
@@ -26,8 +26,8 @@ def nearest_code(
 
         def call() -> Tensor:
             queries = units(latents, codebook)[0].contiguous()
-            _, neighbours = brute_force.search(index, queries, 1)
-            codes = torch.as_tensor(neighbours, device=device)
+            _, neighbors = brute_force.search(index, queries, 1)
+            codes = torch.as_tensor(neighbors, device=device)
             return codes.long().view(latents.shape[0], *latents.shape[2:])
 
         return call

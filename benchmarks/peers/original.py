@@ -1,6 +1,6 @@
 """The loop with which the original's README draws, in our words, around transformers' Llama and plain heads.
 
-One row in two has no prompt, a picture's two being neighbours; `past_key_values` are a `DynamicCache`, which
+One row in two has no prompt, a picture's two being neighbors; `past_key_values` are a `DynamicCache`, which
 concatenates; softmax and multinomial choose, and the chosen codes are embedded for both rows. Source:
 generation_inference.py of deepseek-ai/Janus.
 """

@@ -108,7 +108,7 @@ def _loop(
 def decode(starts: Sequence[int]) -> dict[str, Prepare]:
     """One query for each row, (B, H, d), over keys (B, G, K, d) from `starts` on.
 
-    `sdpa-padded` masks what lies before; `sdpa-rows` takes neighbours that begin alike together, without it.
+    `sdpa-padded` masks what lies before; `sdpa-rows` takes neighbors that begin alike together, without it.
     """
 
     def padded(query: Tensor, keys: Tensor, values: Tensor) -> Call:

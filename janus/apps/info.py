@@ -40,7 +40,7 @@ def parameters_by_part(config: AnyConfig) -> dict[str, int]:
 
 
 def bytes_of_weights(config: AnyConfig, dtype: torch.dtype) -> int:
-    """How much the weights take at a dtype; those that are quantised keep their own."""
+    """How much the weights take at a dtype; those that are quantized keep their own."""
     model = empty_model(config)
     if config.quantization is not None:
         make_quantized(model, check_quantization(config.quantization))
@@ -168,7 +168,7 @@ def _facts_of_flow(config: JanusFlowConfig, source: str, vae: VAEConfig) -> dict
 def report(facts: dict[str, Any]) -> str:
     """The facts of `describe` as text."""
     quantization = facts["config"]["quantization"]
-    precision = facts["config"]["dtype"] + (f", quantised to {quantization}" if quantization else "")
+    precision = facts["config"]["dtype"] + (f", quantized to {quantization}" if quantization else "")
     lines = [f"{facts['model']} ({facts['layout']} layout, {precision})", "", "config"]
     for part, values in facts["config"].items():
         shown = values

@@ -229,7 +229,7 @@ def _convert(options: argparse.Namespace) -> int:
             "name what to convert to: --layout deepseek or transformers, or --quantize int8 or int4"
         )
     if options.layout == "transformers" and options.quantize is not None:
-        raise ValueError("transformers cannot read weights that are quantised here: leave --layout away")
+        raise ValueError("transformers cannot read weights that are quantized here: leave --layout away")
     layout: Any = options.layout or "deepseek"
     checkpoint = inspect(options.source)
     naming_of(checkpoint.model.config, layout)  # raises, before any weight is read, where it has no names

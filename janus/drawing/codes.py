@@ -106,7 +106,7 @@ class CodeDrawing:
         return tuple(self._encode(picture)[0, :rows].flatten().tolist())
 
     def _unfinished(self, codes: Tensor) -> list[Image.Image]:
-        """Pictures of which only the first rows of codes are known, the rest grey."""
+        """Pictures of which only the first rows of codes are known, the rest gray."""
         size = self.model.config.picture_size
         pictures = []
         for part in to_pictures(decode_codes(self.model, codes)):

@@ -66,4 +66,4 @@ class Drawing(Protocol):
         """The pictures, in order; ValueError for what cannot be drawn, or an option of the other way."""
 
     def reconstruct(self, picture: Image.Image) -> Image.Image:
-        """An RGB picture's centre square, at the model's own size, through the model's latents and back."""
+        """An RGB picture's center square, at the model's own size, through the model's latents and back."""

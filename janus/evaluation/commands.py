@@ -23,7 +23,7 @@ def shapes(
 ) -> int:
     """Evaluate the pipeline that `load` gives; -> 0. The grid is of the first sixteen held-out captions.
 
-    With a colour nothing is held out, and there is no grid. Files that cannot be written are told before
+    With a color nothing is held out, and there is no grid. Files that cannot be written are told before
     anything is loaded: ValueError or OSError.
     """
     if color is not None and grid_path is not None:

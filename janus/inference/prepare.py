@@ -22,7 +22,7 @@ def prepare(model: Model, *, compile: bool = False) -> Model:
     weights cannot be trained: for that, take the model of `janus.weights.load`.
 
     `compile` gives what lies between them in a step of the language model to torch.compile, once for all
-    layers, when the first step is taken: all of it, or beside packed or quantised weights on a CPU, which
+    layers, when the first step is taken: all of it, or beside packed or quantized weights on a CPU, which
     compiled code cannot call without a detour, attention. It changes nothing beyond rounding.
     """
     if model.device.type == "cpu" and model.dtype in HALVES:

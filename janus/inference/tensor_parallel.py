@@ -94,7 +94,7 @@ def tensor_parallel(model: Janus, mesh: DeviceMesh | None = None) -> Janus:
     heads, a narrower MLP. A head that is the word table itself stays whole. The mesh has one dimension;
     without one it is of all processes of the process group. A model without memory (on the meta device) may
     be split first and filled later. Raises ValueError where the mesh has more dimensions, a size is no
-    multiple of the number of ranks, or the model is split or quantised already.
+    multiple of the number of ranks, or the model is split or quantized already.
     """
     if mesh is None:
         if not distributed.is_initialized():
@@ -141,7 +141,7 @@ def _check(model: Janus, plan: dict[str, ParallelStyle], mesh: DeviceMesh) -> No
         if _matches(name.split("."), patterns) and type(module) not in (nn.Linear, JoinedLinear):
             raise ValueError(
                 f"{name} is a {type(module).__name__}, which cannot be split: load the model for tensor "
-                "parallelism without quantising or packing it"
+                "parallelism without quantizing or packing it"
             )
 
 

@@ -99,7 +99,7 @@ def causal_mask(queries: int, keys: int, valid: Tensor | None, device: torch.dev
 def document_starts(documents: Tensor) -> Tensor:
     """Where each position's own document begins, all rows being one: (B, S) numbers -> (B * S,).
 
-    Neighbours of one number are of one document, unless a row ends between them.
+    Neighbors of one number are of one document, unless a row ends between them.
     """
     begins = torch.ones_like(documents, dtype=torch.bool)
     begins[:, 1:] = documents[:, 1:] != documents[:, :-1]
@@ -115,7 +115,7 @@ def left_padded_starts(valid: Tensor) -> Tensor | None:
 
 
 class RMSNorm(nn.Module):
-    """Normalised in float32, cast back, then scaled: the order in which the original rounds."""
+    """Normalized in float32, cast back, then scaled: the order in which the original rounds."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -124,8 +124,8 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Any:
         """-> the norm of x; or, with a residual to add to it first, the norm of the sum and the sum."""
-        normalised, total = add_rms_norm(x, self.weight, self.eps, residual)
-        return normalised if residual is None else (normalised, total)
+        normalized, total = add_rms_norm(x, self.weight, self.eps, residual)
+        return normalized if residual is None else (normalized, total)
 
 
 class JoinedLinear(nn.Linear):
@@ -251,7 +251,7 @@ class Llama(nn.Module):
 
         `mask` tells real positions from padding: (B, S), or (B, K) with the cache's before it. Padding is
         invisible and its own hidden states are zero. `positions` (B, S) are counted from the mask, unless
-        given. `documents` (B, S) number the documents that share a row, neighbours differently, and are 0 at
+        given. `documents` (B, S) number the documents that share a row, neighbors differently, and are 0 at
         padding: none sees another, and in each positions are counted anew, unless given. They take the place
         of the mask, and there can be no cache.
         """

@@ -31,13 +31,13 @@ Model = TypeVar("Model", bound=SeeingModel)
 Quantization = Literal["int8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
-CHUNK = 1 << 18  # weights that are quantised at once, in float32: a few copies of 1 MB, which caches hold
+CHUNK = 1 << 18  # weights that are quantized at once, in float32: a few copies of 1 MB, which caches hold
 ROUNDS = 5  # of choosing integers for a scale and a scale for the integers; see `quantize_weight`
 TINY = 2.0**-60  # the least scale: a row of zeros needs one too
 
 
 def check_quantization(quantize: Any) -> Quantization:
-    """The argument itself, if it names a quantisation; else ValueError."""
+    """The argument itself, if it names a quantization; else ValueError."""
     if quantize not in QUANTIZATIONS:
         raise ValueError(f"quantize {quantize!r} is unknown: name one of {', '.join(QUANTIZATIONS)}")
     return quantize
@@ -218,7 +218,7 @@ class QuantizedLinear(nn.Module):
 
 
 def targets(model: SeeingModel, quantization: Quantization) -> list[str]:
-    """The names of the linear layers that are quantised.
+    """The names of the linear layers that are quantized.
 
     Those of the language model's layers, its head unless that is the word table itself, and the image head
     if there is one. In 4 bits those are left out whose rows do not divide into groups.
@@ -235,7 +235,7 @@ def targets(model: SeeingModel, quantization: Quantization) -> list[str]:
 
 
 def make_quantized(model: SeeingModel, quantization: Quantization) -> list[str]:
-    """Put empty quantised layers, on the meta device, in place of those that will be; -> their names."""
+    """Put empty quantized layers, on the meta device, in place of those that will be; -> their names."""
     names = targets(model, quantization)
     for name in names:
         linear = model.get_submodule(name)
@@ -247,13 +247,13 @@ def make_quantized(model: SeeingModel, quantization: Quantization) -> list[str]:
 
 @torch.no_grad()
 def quantize(model: Model, quantization: Quantization) -> Model:
-    """Quantise a model in place, a layer at a time; -> the model.
+    """Quantize a model in place, a layer at a time; -> the model.
 
-    ValueError for a quantisation that is none, and for a model that is quantised already.
+    ValueError for a quantization that is none, and for a model that is quantized already.
     """
     check_quantization(quantization)
     if model.config.quantization is not None:
-        raise ValueError(f"this model is quantised to {model.config.quantization} already")
+        raise ValueError(f"this model is quantized to {model.config.quantization} already")
     for name in targets(model, quantization):
         linear = model.get_submodule(name)
         assert isinstance(linear, nn.Linear)

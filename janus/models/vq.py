@@ -49,8 +49,8 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        normalised = self.norm(x)
-        q, k, v = (conv(normalised).flatten(2) for conv in (self.q, self.k, self.v))  # (B, C, N), N = h * w
+        normalized = self.norm(x)
+        q, k, v = (conv(normalized).flatten(2) for conv in (self.q, self.k, self.v))  # (B, C, N), N = h * w
         weights = (
             torch.bmm(q.transpose(1, 2), k) * q.shape[1] ** -0.5
         )  # (B, N, N), small at the coarsest level
@@ -70,7 +70,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size, by the nearest neighbour, in the tensor's own dtype."""
+    """Twice the size, by the nearest neighbor, in the tensor's own dtype."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -195,7 +195,7 @@ class VQ(nn.Module):
         return self.decode_latents(self.lookup(codes))
 
     def latents(self, pixels: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, code_width, H / factor, W / factor), before any normalisation."""
+        """(B, 3, H, W) -> (B, code_width, H / factor, W / factor), before any normalization."""
         factor = self.config.factor
         if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.shape[2] % factor or pixels.shape[3] % factor:
             raise ValueError(
@@ -210,10 +210,10 @@ class VQ(nn.Module):
     def quantize(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, h, w) -> the nearest codes' entries in the same shape, and the codes (B, h, w).
 
-        Gradients pass straight through to the (normalised) latents.
+        Gradients pass straight through to the (normalized) latents.
         """
-        normalised, codes = F.normalize(latents, dim=1), self.nearest(latents)
-        return normalised + (self.lookup(codes) - normalised).detach(), codes
+        normalized, codes = F.normalize(latents, dim=1), self.nearest(latents)
+        return normalized + (self.lookup(codes) - normalized).detach(), codes
 
     def lookup(self, codes: Tensor) -> Tensor:
         """Codes (B, h, w) of any integer dtype -> unit-length entries (B, code_width, h, w)."""

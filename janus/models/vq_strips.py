@@ -104,7 +104,7 @@ def _norm_swish_conv(
         out = _empty(x, conv.out_channels, height, width)
     scale, shift = _scale_and_shift(x, norm)
     for top, bottom in _strips(x):
-        above, below = min(top, 1), min(height - bottom, 1)  # the neighbouring rows that there are
+        above, below = min(top, 1), min(height - bottom, 1)  # the neighboring rows that there are
         strip = x[:, :, top - above : bottom + below].to(torch.float32, copy=True)
         active = F.silu(torch.addcmul(shift, strip, scale, out=strip), inplace=True)
         result = _conv(active.to(x.dtype), conv.weight, conv.bias, above, below)
@@ -178,7 +178,7 @@ def _downsample(x: Tensor, conv: nn.Conv2d) -> Tensor:
 
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, above: int, below: int) -> Tensor:
-    """A convolution padded by 1 of a strip that has a neighbouring row above and below it, or the edge."""
+    """A convolution padded by 1 of a strip that has a neighboring row above and below it, or the edge."""
     if above and below:
         return F.conv2d(x, weight, bias, padding=(0, 1))
     result = F.conv2d(x, weight, bias, padding=1)  # torch pads both ends or neither

@@ -236,7 +236,7 @@ def _check_order(turns: Sequence[Message], *, offset: int) -> None:
 
 
 def _content(content: str | Sequence[Message], image_tag: str) -> list[Segment]:
-    """A message's parts: a line break between an image and its neighbour, a space between texts, stripped."""
+    """A message's parts: a line break between an image and its neighbor, a space between texts, stripped."""
     if isinstance(content, str):
         return _strip([Segment(content)])
     segments: list[Segment] = []

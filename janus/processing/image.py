@@ -25,7 +25,7 @@ SIXTEEN_BIT_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N")
 
 
 class ImageProcessor:
-    """A picture to (3, S, S) float32 pixels: fitted into a square, padded with the background, normalised."""
+    """A picture to (3, S, S) float32 pixels: fitted into a square, padded with the background, normalized."""
 
     def __init__(self, config: ProcessorConfig, *, corrected: bool = False) -> None:
         self.config = config
@@ -97,7 +97,7 @@ def load_picture(
 def square_picture(picture: Image.Image, size: int, *, at: float = 0.5) -> Image.Image:
     """A square of a picture, size x size RGB: short side resized to `size` (bicubic), long side cropped.
 
-    `at`, from 0 to 1, says where along the long side (0.5: its centre).
+    `at`, from 0 to 1, says where along the long side (0.5: its center).
     """
     if size <= 0:
         raise ValueError(f"size is {size}: a positive number of pixels is needed")

@@ -214,7 +214,7 @@ def render_architecture(config: Architecture) -> str | dict[str, Any]:
         if config == preset:
             return name
     if config.quantization is not None:
-        raise ValueError(f"a model quantised to {config.quantization} is not trained: load it unquantised")
+        raise ValueError(f"a model quantized to {config.quantization} is not trained: load it unquantized")
     if isinstance(config, JanusFlowConfig):
         return {**{part: _plain(getattr(config, part)) for part in FLOW_PARTS}, "dtype": config.dtype}
     parts = {part: _plain(getattr(config, part)) for part in PARTS}

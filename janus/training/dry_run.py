@@ -73,7 +73,7 @@ def _try_janus(
 
 
 def longest_batch(config: AnyConfig, row: Row, rows: int, geometry: Geometry | None = None) -> Batch:
-    """Rows of one document each, with as many pictures as `longest_row` says; those drawn are grey.
+    """Rows of one document each, with as many pictures as `longest_row` says; those drawn are gray.
 
     Pictures come first, each behind the token that begins it, and words after them. `geometry` is that of a
     JanusFlow's drawings.

@@ -64,7 +64,7 @@ def build_evaluator(run: Run) -> Evaluator | None:
 
 @torch.no_grad()
 def _held_out_loss(run: Run, loader: Callable[[], Loader], batches: int) -> dict[str, float]:
-    """The losses of the same documents every time, per labelled token."""
+    """The losses of the same documents every time, per labeled token."""
     place = run.place
     found = torch.zeros((), dtype=torch.float64, device=place.device)
     with at_rest(run.model), nullcontext() if run.average is None else run.average.swapped():

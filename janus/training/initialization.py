@@ -30,7 +30,7 @@ def begin_language(language: Llama, generator: torch.Generator) -> None:
 def begin_vision(vision: SigLIP, generator: torch.Generator) -> None:
     """Set, in place, the scales of a vision tower of random weights.
 
-    Positions begin at a third of what a patch of one colour comes to, for what is fainter drowns in it, and
+    Positions begin at a third of what a patch of one color comes to, for what is fainter drowns in it, and
     the tower learns what there is and not where. Their strength is our own choice (docs/training.md); the
     rest is of Google's big_vision, models/vit.py, by which SigLIP was trained from nothing, and whose
     positions of width ** -0.5 are a ninth at a width of 128.

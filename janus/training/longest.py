@@ -77,7 +77,7 @@ def drawn_geometry(config: AnyConfig, geometry: Geometry | None) -> Geometry:
 def hollow_batch(
     config: AnyConfig, row: Row, rows: int, device: str, geometry: Geometry | None = None
 ) -> Batch:
-    """As many such rows, tokenised, with values that say nothing; the pictures that became codes are held."""
+    """As many such rows, tokenized, with values that say nothing; the pictures that became codes are held."""
 
     def zeros(*shape: int, dtype: torch.dtype = torch.long) -> Tensor:
         return torch.zeros(shape, dtype=dtype, device=device)

@@ -142,9 +142,9 @@ def cost_of(run: Run) -> Cost:
 
 
 def holds(turns: Sequence[Batch], costs: Cost) -> Tensor:
-    """Of a process's share of a step: labelled words and codes, tokens, positions, FLOP; exact to 2 ** 53.
+    """Of a process's share of a step: labeled words and codes, tokens, positions, FLOP; exact to 2 ** 53.
 
-    Of a flow, labelled tokens of latents count as codes.
+    Of a flow, labeled tokens of latents count as codes.
     """
     held = [count(batch) for batch in turns]
     tokens = sum(batch.tokens for batch in turns)

@@ -57,7 +57,7 @@ def filled(model: SeeingModel, batch: Batch, drawn: Tensor) -> Tensor:
 
 
 def sums(model: Janus, batch: Batch) -> Sums:
-    """The losses of a batch whose pictures are all tokenised; heads are applied where labels are, only."""
+    """The losses of a batch whose pictures are all tokenized; heads are applied where labels are, only."""
     hidden = model.hidden_states(assemble(model, batch), documents=batch.document)
     words = batch.labels != IGNORE
     return Sums(
@@ -117,7 +117,7 @@ class Objective(nn.Module):
 
 
 def count(batch: Batch) -> Counts:
-    """What a batch holds; to be asked before its targets are tokenised and it leaves the CPU."""
+    """What a batch holds; to be asked before its targets are tokenized and it leaves the CPU."""
     rows = torch.arange(len(batch.document))[:, None] * (batch.document.shape[1] + 1)
     _, lengths = (rows + batch.document)[batch.document > 0].unique_consecutive(return_counts=True)
     return Counts(

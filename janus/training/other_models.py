@@ -26,11 +26,11 @@ FLOW_VISION = "vision_und_enc_model.vision_tower."
 
 
 def load_floats(path: str, device: torch.device, dtype: torch.dtype) -> AnyModel:
-    """A checkpoint whose weights can learn; ValueError where it is quantised."""
+    """A checkpoint whose weights can learn; ValueError where it is quantized."""
     model = load(path, device=device, dtype=dtype)
     if model.config.quantization is not None:
         raise ValueError(
-            f"{path} is quantised to {model.config.quantization}, and only floats learn: "
+            f"{path} is quantized to {model.config.quantization}, and only floats learn: "
             "give the checkpoint that it was made from"
         )
     return model

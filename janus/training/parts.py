@@ -140,7 +140,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def freeze(model: AnyModel | VQ | VAE, train: Collection[str]) -> None:
     """Let the parts named in `train` learn, in training mode, and have all others stand still.
 
-    Raises ValueError for unknown parts, for quantised ones, for one of two that are tied, and where nothing
+    Raises ValueError for unknown parts, for quantized ones, for one of two that are tied, and where nothing
     is left to learn.
     """
     parts = parts_of(model)
@@ -156,7 +156,7 @@ def freeze(model: AnyModel | VQ | VAE, train: Collection[str]) -> None:
             owner = model.get_submodule(stem.rpartition(".")[0])
             thing = getattr(owner, stem.rpartition(".")[2])
             if learns and any(isinstance(each, QuantizedLinear) for each in _modules(thing)):
-                raise ValueError(f"{part} is quantised and cannot learn: load the model unquantised")
+                raise ValueError(f"{part} is quantized and cannot learn: load the model unquantized")
             thing.requires_grad_(learns)
             if isinstance(thing, nn.Module):
                 thing.train(learns)

@@ -20,8 +20,8 @@ FIRST = (
     "share_of_peak",
     "memory",
 )
-# Okabe and Ito's colours, told apart by colour-blind readers too.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
+# Okabe and Ito's colors, told apart by color-blind readers too.
+COLORS = ("#D55E00", "#0072B2", "#009E73", "#E69F00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
 COLUMNS = 3
 SMOOTH = 0.02  # of a curve's points are averaged into one, and the points themselves drawn faintly
 EXACT = ("rate", "memory")  # no noise to be smoothed away
@@ -103,11 +103,11 @@ def _panel(axis: Any, name: str, found: Mapping[str, Mapping[str, tuple[list[int
     for number, (run, figures) in enumerate(found.items()):
         if name in figures:
             steps, values = figures[name]
-            colour = COLOURS[number % len(COLOURS)]
+            color = COLORS[number % len(COLORS)]
             width = 1 if name in EXACT else max(1, round(SMOOTH * len(values)))
             if width > 1:
-                axis.plot(steps, values, color=colour, linewidth=0.5, alpha=0.35)
-            axis.plot(steps, smooth(values, width), color=colour, linewidth=1.4, label=run)
+                axis.plot(steps, values, color=color, linewidth=0.5, alpha=0.35)
+            axis.plot(steps, smooth(values, width), color=color, linewidth=1.4, label=run)
     axis.set_title(name, fontsize=10)
     axis.set_xlabel("step", fontsize=8)
     axis.tick_params(labelsize=8)

@@ -31,7 +31,7 @@ class VQLearning(Section):
     background: tuple[int, int, int] | None = number(None, least=0, most=255)
     foreground: float = number(1.0, above=0)
     tolerance: int = number(2, least=0)
-    quantise_from: int = number(0, least=0)
+    quantize_from: int = number(0, least=0)
     discriminator_from: int | None = number(None, least=0)
     decoder_only_from: int | None = number(None, least=0)
     start_latents: int | None = number(None, least=0)
@@ -44,8 +44,8 @@ class VQLearning(Section):
     discriminator_layers: int = number(3, least=1)
 
     def check(self) -> None:
-        if self.decoder_only_from is not None and self.decoder_only_from < self.quantise_from:
-            text = f"{self.decoder_only_from} is before quantise_from = {self.quantise_from}: raise it"
+        if self.decoder_only_from is not None and self.decoder_only_from < self.quantize_from:
+            text = f"{self.decoder_only_from} is before quantize_from = {self.quantize_from}: raise it"
             raise RecipeError(("decoder_only_from",), text)
         if self.merge_share is not None and self.decoder_only_from is None:
             text = f"{self.merge_share} has no moment: codes merge at decoder_only_from; give it as well"

@@ -91,7 +91,7 @@ class Source(Section):
     of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; of some of its
     `categories`, and then many questions about each picture, or of those that models are judged by; with
     objects on its grid or at other `places`, on the finer lattice or anywhere; with `nameless` among them
-    things whose shape or colour has no name of its own). Among the sources of one task, examples are drawn
+    things whose shape or color has no name of its own). Among the sources of one task, examples are drawn
     in proportion to `weight`.
     """
 

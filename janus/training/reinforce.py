@@ -170,6 +170,6 @@ def standing(rewards: Tensor) -> Tensor:
 
     0 where all are alike.
     """
-    centred = rewards - rewards.mean(dim=1, keepdim=True)
-    deviation = centred.square().mean(dim=1, keepdim=True).sqrt()
-    return torch.where(deviation > 0, centred / deviation, 0)
+    centered = rewards - rewards.mean(dim=1, keepdim=True)
+    deviation = centered.square().mean(dim=1, keepdim=True).sqrt()
+    return torch.where(deviation > 0, centered / deviation, 0)

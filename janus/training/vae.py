@@ -32,7 +32,7 @@ class VAETraining(AutoencoderTraining):
     """How an autoencoder of latents is trained.
 
     Weights of the terms: `l1`, `l2`, `perceptual`, `adversarial` and `kl`. `foreground` is the weight of a
-    pixel that differs from `background`, an 8-bit colour, by more than `tolerance` levels, where other pixels
+    pixel that differs from `background`, an 8-bit color, by more than `tolerance` levels, where other pixels
     have 1. From step `discriminator_from` on, counted from 0, there is the adversarial term (None: never), of
     a discriminator with `discriminator_channels` and `discriminator_layers`. `bfloat16` runs the networks
     under autocast; parameters and losses stay float32.

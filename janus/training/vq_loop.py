@@ -109,7 +109,7 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> VQRun:
 def warn_of_phases(recipe: Recipe) -> None:
     """Tell what will not come about, as when a long recipe is tried with few steps."""
     learning = recipe.vq if recipe.task == "vq" else recipe.vae
-    for name in ("quantise_from", "decoder_only_from", "discriminator_from"):
+    for name in ("quantize_from", "decoder_only_from", "discriminator_from"):
         step = getattr(learning, name, None)
         if step and step >= recipe.steps:
             warnings.warn(
@@ -220,8 +220,8 @@ def show_reconstructions(run: VQRun, log: RunLog) -> None:
     squares = [square_picture(each, size) for each in pictures]
     pixels = torch.stack([to_signed_pixels(square) for square in squares]).to(run.place.device)
     if isinstance(run.vq, VQ):
-        quantised = run.recipe.vq_training().quantises(run.state.step)
-        grid = reconstruction_grid(run.vq, pixels, quantised=quantised)
+        quantized = run.recipe.vq_training().quantizes(run.state.step)
+        grid = reconstruction_grid(run.vq, pixels, quantized=quantized)
     else:
         grid = paired_grid(pixels, run.vq.decode(run.vq.encode(pixels).mean))
     log.samples([("reconstructions", grid)])

@@ -185,7 +185,7 @@ def weigh_vq(config: VQConfig, recipe: Recipe, pictures: int, *, device: str = "
         state = VQState.start(vq, replace(settings, discriminator_from=None))
         state.discriminator = discriminator
         last = settings.decoder_only_from
-        state.step = max(settings.quantise_from, settings.discriminator_from or 0)
+        state.step = max(settings.quantize_from, settings.discriminator_from or 0)
         state.step = state.step if last is None else min(state.step, last - 1)
         # The nearest codes take little, and their range cannot be looked at.
         vq.nearest = lambda latents: latents.new_zeros(latents[:, 0].shape, dtype=torch.long)  # type: ignore

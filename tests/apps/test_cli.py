@@ -323,11 +323,11 @@ def test_answers_survive_an_output_without_their_letters(checkpoint: str) -> Non
     assert run.stdout.isascii()
 
 
-# --- quantised ---
+# --- quantized ---
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_quantize_loads_quantised(
+def test_quantize_loads_quantized(
     quantization: str, checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["-m", checkpoint, "--quantize", quantization]
@@ -340,7 +340,7 @@ def test_quantize_loads_quantised(
         assert picture.tobytes() == pipe.draw("a cat", seed=3)[0].tobytes()
 
 
-def test_convert_quantises_and_info_tells(
+def test_convert_quantizes_and_info_tells(
     checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     there = str(tmp_path / "there")
@@ -350,7 +350,7 @@ def test_convert_quantises_and_info_tells(
     report = tmp_path / "report.json"
     assert cli.main(["info", "-m", there, "--check", "--json", str(report)]) == 0
     printed = capsys.readouterr().out
-    assert f"{there} (deepseek layout, bfloat16, quantised to int4)" in printed
+    assert f"{there} (deepseek layout, bfloat16, quantized to int4)" in printed
     assert "every weight is a finite number" in printed
     model = load(there, device="cpu")
     held = sum(tensor.nbytes for tensor in [*model.parameters(), *model.buffers()])

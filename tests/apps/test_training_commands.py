@@ -48,10 +48,10 @@ def checkpoint(data: Path) -> str:
 
 @pytest.fixture
 def rows(tmp_path: Path) -> Path:
-    """Five drawings of one colour each."""
+    """Five drawings of one color each."""
     for number in range(5):
         Image.new("RGB", (70, 64), (40 * number, 90, 200)).save(tmp_path / f"{number}.png")
-    rows = [{"prompt": f"colour {number}", "image": f"{number}.png"} for number in range(5)]
+    rows = [{"prompt": f"color {number}", "image": f"{number}.png"} for number in range(5)]
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return file
@@ -80,7 +80,7 @@ def test_train_writes_a_run_that_loads_and_goes_on(recipe: Path, capsys: pytest.
     shown = capsys.readouterr()
     assert shown.out == f"{run}\n"
     assert [line[:8] for line in shown.err.splitlines()] == ["step 1/2", "step 2/2"]
-    assert janus.load(run, device="cpu").draw("colour 1", seed=0)[0].size == (64, 64)
+    assert janus.load(run, device="cpu").draw("color 1", seed=0)[0].size == (64, 64)
     assert train(recipe) == 0
     assert [record["step"] for record in read_log(run / "log.jsonl")] == [1, 2, 3]
 

@@ -81,6 +81,6 @@ def test_what_cannot_be_written_is_told_before_the_model_is_loaded(
         commands.shapes(lambda: pytest.fail("the model was loaded"), **paths)
 
 
-def test_there_is_no_grid_of_a_colour(tmp_path: Path) -> None:
+def test_there_is_no_grid_of_a_color(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--grid draws what is held out, and --color red leaves that out"):
         commands.shapes(lambda: pytest.fail("loaded"), color="red", grid_path=tmp_path / "grid.png")

@@ -80,7 +80,7 @@ def test_the_lists_are_the_test_lists_unless_told(make_pipe: MakePipe) -> None:
         assert captions == [drawing.caption for drawing in wanted]
 
 
-def test_of_a_colour_there_are_three_lists_that_show_it(make_pipe: MakePipe) -> None:
+def test_of_a_color_there_are_three_lists_that_show_it(make_pipe: MakePipe) -> None:
     pipe = make_pipe()
     scores = evaluate(pipe, samples=21, seed=SEED, color="orange")
     captions = [prompt for prompts, _ in pipe.drawn for prompt in prompts]

@@ -1,4 +1,4 @@
-"""Pictures against the original's; a picture's independence of its neighbours; what is computed how often."""
+"""Pictures against the original's; a picture's independence of its neighbors; what is computed how often."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -139,7 +139,7 @@ def codes_by_picture(model: Janus, pictures: list[Picture], **options: Any) -> d
     return dict(zip(pictures, codes, strict=True))
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(model: Janus, prompt: tuple[int, ...]) -> None:
+def test_a_picture_does_not_depend_on_its_neighbors(model: Janus, prompt: tuple[int, ...]) -> None:
     pictures = pictures_of(prompt)
     alone = codes_by_picture(model, pictures, batch_size=1)
     assert len({tuple(codes.flatten().tolist()) for codes in alone.values()}) == len(pictures)

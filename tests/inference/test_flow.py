@@ -1,4 +1,4 @@
-"""Flows against the original's; a picture's independence of its neighbours; what is computed how often."""
+"""Flows against the original's; a picture's independence of its neighbors; what is computed how often."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -285,10 +285,10 @@ def test_guidance_1_reads_no_unconditional_prompt(
     assert computed == [(1, 66), (1, 9), (3, 5), (3, 5)]
 
 
-# A picture and its neighbours
+# A picture and its neighbors
 
 
-def test_a_picture_does_not_depend_on_its_neighbours(
+def test_a_picture_does_not_depend_on_its_neighbors(
     flow: JanusFlow, prompt: tuple[int, ...], close: Close
 ) -> None:
     pictures = mixed(prompt)
@@ -361,7 +361,7 @@ def test_noise_is_normally_distributed() -> None:
     below = torch.special.ndtr(values)
     rank = torch.arange(40_001, dtype=torch.float64) / 40_000
     assert max((below - rank[:-1]).max(), (rank[1:] - below).max()) < 1.63 / 200
-    # Neighbours, which are of one pair or of two: their products' mean is within 3 / 200 of 0.
+    # Neighbors, which are of one pair or of two: their products' mean is within 3 / 200 of 0.
     noise = normal_noise([5], [0], 40_000)[0].double()
     for distance in (1, 2, 3, 4):
         assert (noise[:-distance] * noise[distance:]).mean().abs() < 3 / 200

@@ -55,7 +55,7 @@ def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 
 
 def eager_norm(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
-    """The language model's norm, written out: normalised in float32, cast back, then scaled."""
+    """The language model's norm, written out: normalized in float32, cast back, then scaled."""
     wide = x.float()
     return weight * (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
 
@@ -71,9 +71,9 @@ def results(x: Tensor, weight: Tensor, residual: Tensor | None, gradients: tuple
     """Both outputs, and the gradients of all inputs."""
     inputs = {"x": x, "weight": weight} | ({} if residual is None else {"residual": residual})
     leaves = {name: value.detach().requires_grad_() for name, value in inputs.items()}
-    normalised, total = add_rms_norm(leaves["x"], leaves["weight"], EPS, leaves.get("residual"))
-    found = torch.autograd.grad((normalised, total), list(leaves.values()), gradients)
-    return {"normalised": normalised.detach(), "total": total.detach()} | {
+    normalized, total = add_rms_norm(leaves["x"], leaves["weight"], EPS, leaves.get("residual"))
+    found = torch.autograd.grad((normalized, total), list(leaves.values()), gradients)
+    return {"normalized": normalized.detach(), "total": total.detach()} | {
         f"gradient of {name}": gradient for name, gradient in zip(leaves, found, strict=True)
     }
 
@@ -84,10 +84,10 @@ def exact_results(
     """The same in float64, but for the total: it is an output too, and rounded as an addition is."""
     rounded = x if residual is None else x + residual
     total, scale = rounded.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
-    normalised = exact_norm(total, scale)
+    normalized = exact_norm(total, scale)
     doubles = [gradient.double() for gradient in gradients]
-    of_total, of_weight = torch.autograd.grad((normalised, total), (total, scale), doubles)
-    exact = {"normalised": normalised.detach(), "total": total.detach()}
+    of_total, of_weight = torch.autograd.grad((normalized, total), (total, scale), doubles)
+    exact = {"normalized": normalized.detach(), "total": total.detach()}
     exact |= {"gradient of x": of_total, "gradient of weight": of_weight}
     return exact if residual is None else exact | {"gradient of residual": of_total}
 
@@ -163,10 +163,10 @@ def test_it_rounds_where_the_language_model_rounds(dtype: torch.dtype) -> None:
     x, residual = random(4, 2048, dtype=dtype), 3 * random(4, 2048, seed=1, dtype=dtype)
     weight = 1 + random(2048, seed=2, dtype=dtype) / 4
     with choice.use("triton"):
-        normalised, total = add_rms_norm(x, weight, EPS, residual)
+        normalized, total = add_rms_norm(x, weight, EPS, residual)
         alone, _ = add_rms_norm(x, weight, EPS)
     assert torch.equal(total, x + residual)
-    pairs = ((normalised, eager_norm(x + residual, weight)), (alone, eager_norm(x, weight)))
+    pairs = ((normalized, eager_norm(x + residual, weight)), (alone, eager_norm(x, weight)))
     for ours, eager in pairs:
         if dtype == torch.float32:  # the order of a sum of 2048 squares, and a reciprocal root of 2 ulp
             torch.testing.assert_close(ours, eager, rtol=8 * 2**-24, atol=0)
@@ -182,12 +182,12 @@ def test_eps_keeps_nothing_from_being_divided_by_nothing(eps: float) -> None:
     x = torch.stack((torch.zeros(40), torch.full((40,), 1e-3), torch.ones(40))).to(DEVICE)
     weight = torch.ones(40, device=DEVICE)
     with choice.use("triton"):
-        normalised, _ = add_rms_norm(x, weight, eps)
+        normalized, _ = add_rms_norm(x, weight, eps)
         leaf = x.clone().requires_grad_()
         add_rms_norm(leaf, weight, eps)[0].sum().backward()
-    assert not normalised[0].any()
+    assert not normalized[0].any()
     # Both with a reciprocal root of 2 ulp, and three roundings.
-    torch.testing.assert_close(normalised, eager_norm(x, weight, eps), rtol=1e-6, atol=0)
+    torch.testing.assert_close(normalized, eager_norm(x, weight, eps), rtol=1e-6, atol=0)
     exact = x.double().requires_grad_()
     exact_norm(exact, weight.double(), eps).sum().backward()
     assert leaf.grad is not None
@@ -264,13 +264,13 @@ def test_no_input_is_returned_or_changed_but_the_total_of_nothing(implementation
     before = [x.clone(), weight.clone(), residual.clone()]
     with choice.use(implementation):
         assert add_rms_norm(x, weight, EPS)[1] is x
-        normalised, total = add_rms_norm(x, weight, EPS, residual)
-        fresh = [*results(x, weight, residual, gradients).values(), normalised, total]
+        normalized, total = add_rms_norm(x, weight, EPS, residual)
+        fresh = [*results(x, weight, residual, gradients).values(), normalized, total]
         fresh += [add_rms_norm(x, weight, EPS)[0], rms_norm_op(x, weight, EPS)]
         fresh += add_rms_norm_op(x, residual, weight, EPS)
     given_memory = {tensor.untyped_storage().data_ptr() for tensor in (x, weight, residual, *gradients)}
     assert not given_memory & {tensor.untyped_storage().data_ptr() for tensor in fresh}
-    assert normalised.untyped_storage().data_ptr() != total.untyped_storage().data_ptr()
+    assert normalized.untyped_storage().data_ptr() != total.untyped_storage().data_ptr()
     for tensor, copy in zip((x, weight, residual), before, strict=True):
         assert torch.equal(tensor, copy)
 
@@ -280,15 +280,15 @@ def test_in_the_torch_case_it_is_eager_pytorch_to_the_bit(dtype: torch.dtype) ->
     x, weight, residual, _ = case(2, 3, 2048, added=True, dtype=dtype)
     assert residual is not None
     with choice.use("torch"):
-        normalised, total = add_rms_norm(x.requires_grad_(), weight, EPS, residual)
+        normalized, total = add_rms_norm(x.requires_grad_(), weight, EPS, residual)
         assert torch.equal(total, x + residual)
-        assert torch.equal(normalised, eager_norm(x + residual, weight))
+        assert torch.equal(normalized, eager_norm(x + residual, weight))
         assert torch.equal(add_rms_norm(x, weight, EPS)[0], eager_norm(x, weight))
-        assert normalised.grad_fn is not None
-        assert normalised.grad_fn.name() == "MulBackward0", "differentiated by PyTorch itself"
+        assert normalized.grad_fn is not None
+        assert normalized.grad_fn.name() == "MulBackward0", "differentiated by PyTorch itself"
 
 
-@pytest.mark.parametrize("used", ["normalised", "total", "both"])
+@pytest.mark.parametrize("used", ["normalized", "total", "both"])
 @pytest.mark.parametrize("added", [False, True], ids=["alone", "added"])
 def test_either_output_may_go_unused(added: bool, used: str) -> None:
     outcomes = []
@@ -296,9 +296,9 @@ def test_either_output_may_go_unused(added: bool, used: str) -> None:
         x, weight, residual, _ = case(5, 40, added=added, dtype=torch.float32)
         leaves = [tensor.requires_grad_() for tensor in (x, weight, residual) if tensor is not None]
         with choice.use(implementation):
-            normalised, total = add_rms_norm(x, weight, EPS, residual)
-            loss = (normalised.pow(2) if used != "total" else 0) + (
-                total.sin() if used != "normalised" else 0
+            normalized, total = add_rms_norm(x, weight, EPS, residual)
+            loss = (normalized.pow(2) if used != "total" else 0) + (
+                total.sin() if used != "normalized" else 0
             )
             loss.sum().backward()
         zeros = torch.zeros_like
@@ -314,8 +314,8 @@ def test_the_same_gradient_for_a_sum() -> None:
         assert residual is not None
         leaves = [tensor.requires_grad_() for tensor in (x, weight, residual)]
         with choice.use(implementation):
-            normalised, total = add_rms_norm(x, weight, EPS, residual)
-            (normalised.sum() + total.sum()).backward()
+            normalized, total = add_rms_norm(x, weight, EPS, residual)
+            (normalized.sum() + total.sum()).backward()
         outcomes.append([leaf.grad for leaf in leaves])
     torch.testing.assert_close(outcomes[0], outcomes[1], rtol=1e-5, atol=1e-5)  # as above
 
@@ -419,9 +419,9 @@ def test_the_interpreter_stands_in_where_there_is_no_gpu() -> None:
 def test_tensors_of_two_dtypes_are_promoted() -> None:
     """Under autocast a projection is of 16 bits, and the residual and the weight are of 32."""
     x, residual, weight = random(3, 8).bfloat16(), random(3, 8, seed=1), random(8, seed=2)
-    normalised, total = add_rms_norm(x, weight, EPS, residual)
+    normalized, total = add_rms_norm(x, weight, EPS, residual)
     assert torch.equal(total, x + residual)
-    assert torch.equal(normalised, eager_norm(x + residual, weight))
+    assert torch.equal(normalized, eager_norm(x + residual, weight))
     with choice.use("triton"), pytest.raises(RuntimeError, match="it takes tensors of one dtype"):
         add_rms_norm(x, weight, EPS, residual)
     torch.library.opcheck(add_rms_norm_op, (x, residual, weight, EPS), test_utils="test_faketensor")

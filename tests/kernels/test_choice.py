@@ -77,7 +77,7 @@ def test_the_environment_variable_is_read(text: str, expected: dict[str, str]) -
         ("codebook=torch,", "no op is called ''"),
     ],
 )
-def test_a_misspelt_choice_raises(text: str, message: str) -> None:
+def test_a_misspelled_choice_raises(text: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         choice.parse(text)
     if "=" in text:

@@ -59,7 +59,7 @@ def test_a_million_latents_get_the_codes_of_cdist() -> None:
 
 
 def near_ties(codebook: Tensor, count: int) -> Tensor:
-    """Latents half-way between an entry and its neighbour: rounding decides."""
+    """Latents half-way between an entry and its neighbor: rounding decides."""
     unit = F.normalize(codebook, dim=1)
     distances = torch.cdist(unit[:count], unit)
     distances.fill_diagonal_(torch.inf)

@@ -50,7 +50,7 @@ def test_a_misfit_is_reported() -> None:
     assert too_much == "takes 65537 bytes of shared memory of 65536"
 
 
-def test_arguments_are_specialised_as_triton_does(tmp_path: Path) -> None:
+def test_arguments_are_specialized_as_triton_does(tmp_path: Path) -> None:
     """A stride of 1 becomes a constant, multiples of 16 are known as such, constants are constants."""
     report = compiled(tmp_path, "--kernel", "_lookup", "--chip", "sm_90")
     first = next(

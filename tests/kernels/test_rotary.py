@@ -148,7 +148,7 @@ def test_rotated_and_stored(
 
 
 FUSED = """
-from janus.kernels.compile import CHIPS, specialised
+from janus.kernels.compile import CHIPS, specialized
 from janus.kernels.launch import recorded, triton
 from janus.kernels.rotary import every_launch
 from triton.backends.compiler import GPUTarget
@@ -157,8 +157,8 @@ from triton.compiler import ASTSource
 with recorded() as launches:
     for call in every_launch():
         call()
-launch = next(launch for launch in launches if "fp32" in "".join(specialised(launch)[0].values()))
-source = ASTSource(launch.kernel, *specialised(launch))
+launch = next(launch for launch in launches if "fp32" in "".join(specialized(launch)[0].values()))
+source = ASTSource(launch.kernel, *specialized(launch))
 for name, text in (("sm_90", "ptx"), ("gfx942", "amdgcn")):
     chip = CHIPS[name]
     target = GPUTarget(chip.backend, chip.architecture, chip.warp)

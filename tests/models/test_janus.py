@@ -84,8 +84,8 @@ def test_gradients_reach_every_parameter(model: Janus, golden: dict[str, Tensor]
     hidden = model.hidden_states(model.embed_codes(codes))
     picture_loss = F.cross_entropy(model.image_logits(hidden)[:, :-1].flatten(0, 1), codes[:, 1:].flatten())
     latents = model.vq.latents(golden["vq.image"])
-    quantised, chosen = model.vq.quantize(latents)
-    reconstruction = F.mse_loss(model.vq.decode_latents(quantised), golden["vq.image"])
+    quantized, chosen = model.vq.quantize(latents)
+    reconstruction = F.mse_loss(model.vq.decode_latents(quantized), golden["vq.image"])
     codebook_loss = F.mse_loss(model.vq.lookup(chosen), F.normalize(latents, dim=1).detach())
     (text_loss + picture_loss + reconstruction + codebook_loss).backward()
     for name, parameter in model.named_parameters():

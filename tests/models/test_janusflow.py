@@ -251,7 +251,7 @@ def test_bfloat16_is_as_near_to_the_originals_as_that_to_float32(data: Path, flo
 
 
 @torch.no_grad()
-def test_a_quantised_language_model_still_draws(flow: JanusFlow, flow_golden: Golden) -> None:
+def test_a_quantized_language_model_still_draws(flow: JanusFlow, flow_golden: Golden) -> None:
     integers = quantize(copy.deepcopy(flow), "int8")
     assert integers.config.quantization == "int8"
     layers = [name for name, each in integers.named_modules() if isinstance(each, QuantizedLinear)]

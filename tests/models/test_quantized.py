@@ -1,4 +1,4 @@
-"""Quantised layers and models: how good the integers are, and that a layer stays what it is."""
+"""Quantized layers and models: how good the integers are, and that a layer stays what it is."""
 
 import copy
 import io
@@ -120,7 +120,7 @@ def test_weights_of_any_dtype(dtype: torch.dtype, quantization: Quantization) ->
 
 @pytest.mark.parametrize("quantization", QUANTIZATIONS)
 def test_rows_do_not_depend_on_each_other(quantization: Quantization) -> None:
-    """So that q, k and v, quantised together, can be told apart again. Over several chunks too."""
+    """So that q, k and v, quantized together, can be told apart again. Over several chunks too."""
     weight = random(1500, 256)
     whole = quantize_weight(weight, quantization)
     for rows in (slice(0, 1), slice(1000, 1300)):
@@ -248,11 +248,11 @@ def test_it_says_what_it_is() -> None:
 
 @pytest.fixture
 def whole(model: Janus) -> Janus:
-    """A copy of the small checkpoint, to be quantised."""
+    """A copy of the small checkpoint, to be quantized."""
     return copy.deepcopy(model)
 
 
-def test_what_is_quantised(whole: Janus) -> None:
+def test_what_is_quantized(whole: Janus) -> None:
     layers = [f"language.layers.{index}" for index in range(3)]
     wide = [
         *(
@@ -269,8 +269,8 @@ def test_what_is_quantised(whole: Janus) -> None:
     assert set(targets(whole, "int4")) == set(wide)
     others = {name for name, module in whole.named_modules() if not isinstance(module, nn.Linear)}
     quantize(whole, "int4")
-    quantised = {name for name, module in whole.named_modules() if isinstance(module, QuantizedLinear)}
-    assert quantised == set(wide)
+    quantized = {name for name, module in whole.named_modules() if isinstance(module, QuantizedLinear)}
+    assert quantized == set(wide)
     assert others == {
         name for name, module in whole.named_modules() if not isinstance(module, nn.Linear | QuantizedLinear)
     }
@@ -315,7 +315,7 @@ def test_each_layer_is_the_one_it_was(model: Janus, whole: Janus) -> None:
 
 
 def test_memory_is_never_that_of_two_models() -> None:
-    """Quantised a layer at a time, in a process of its own: the peak is measured as the system counts it."""
+    """Quantized a layer at a time, in a process of its own: the peak is measured as the system counts it."""
     program = """
 import torch
 from torch import nn
@@ -351,7 +351,7 @@ print(before, resident("VmHWM:"), resident("VmRSS:"))
     command = [sys.executable, "-c", program]
     answer = subprocess.run(command, capture_output=True, text=True, check=True, env=settings)
     before, peak, after = (int(part) for part in answer.stdout.split())
-    # 42 M weights in float32 are 168 MB; one layer and what quantising it takes besides may come on top.
+    # 42 M weights in float32 are 168 MB; one layer and what quantizing it takes besides may come on top.
     assert peak - before < 40e6
     assert before - after > 100e6
 
@@ -362,11 +362,11 @@ def test_what_is_refused(whole: Janus) -> None:
     with pytest.raises(ValueError, match="quantize 8 is unknown"):
         check_quantization(8)
     quantize(whole, "int8")
-    with pytest.raises(ValueError, match="this model is quantised to int8 already"):
+    with pytest.raises(ValueError, match="this model is quantized to int8 already"):
         quantize(whole, "int4")
 
 
-def test_configs_of_other_quantisations_are_none(model: Janus) -> None:
+def test_configs_of_other_quantizations_are_none(model: Janus) -> None:
     config: JanusConfig = model.config
     assert config.quantization is None
     assert replace(config, quantization="int4") != config

@@ -85,13 +85,13 @@ def test_gradients_pass_straight_through() -> None:
     vq = build(2)
     latents = torch.randn(1, 4, 2, 2, requires_grad=True)
     weight = torch.randn(1, 4, 2, 2)
-    quantised, codes = vq.quantize(latents)
-    (quantised * weight).sum().backward()
+    quantized, codes = vq.quantize(latents)
+    (quantized * weight).sum().backward()
     direct = latents.detach().requires_grad_()
     (F.normalize(direct, dim=1) * weight).sum().backward()
     assert torch.equal(latents.grad, direct.grad)  # type: ignore[arg-type]
     assert vq.codebook.grad is None, "the codebook learns from a loss of its own"
-    torch.testing.assert_close(quantised, vq.lookup(codes))
+    torch.testing.assert_close(quantized, vq.lookup(codes))
 
 
 @pytest.mark.parametrize(

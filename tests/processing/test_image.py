@@ -225,8 +225,8 @@ def test_what_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("size", [(100, 57), (57, 100), (64, 64), (20, 600)])
-def test_square_picture_is_the_centre(size: tuple[int, int]) -> None:
-    # Each half in one colour: the border must stay in the middle of the square.
+def test_square_picture_is_the_center(size: tuple[int, int]) -> None:
+    # Each half in one color: the border must stay in the middle of the square.
     half = Image.new("RGB", size, (250, 0, 0))
     half.paste((0, 0, 250), (0, 0, size[0] // 2, size[1]))
     square = np.asarray(square_picture(half, 32)).astype(int)

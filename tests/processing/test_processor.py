@@ -233,9 +233,9 @@ questions = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=
 @given(st.lists(st.tuples(questions, st.integers(0, 2)), min_size=1, max_size=4))
 def test_a_row_of_a_batch_is_the_conversation_alone(rows: list[tuple[str, int]]) -> None:
     processor = tiny()
-    colours = iter(range(0, 255, 20))
+    colors = iter(range(0, 255, 20))
     conversations = [
-        ask(question, *(np.full((4, 4), next(colours), dtype=np.uint8) for _ in range(count)))
+        ask(question, *(np.full((4, 4), next(colors), dtype=np.uint8) for _ in range(count)))
         for question, count in rows
     ]
     batch = processor(conversations)

@@ -110,8 +110,8 @@ def test_presets_are_rendered_by_name() -> None:
     assert render_architecture(PRESETS["Janus-Pro-7B"]) == "Janus-Pro-7B"
 
 
-def test_a_quantised_model_is_not_rendered() -> None:
-    with pytest.raises(ValueError, match=r"^a model quantised to int8 is not trained: load it unquantised$"):
+def test_a_quantized_model_is_not_rendered() -> None:
+    with pytest.raises(ValueError, match=r"^a model quantized to int8 is not trained: load it unquantized$"):
         render_architecture(replace(PRO, quantization="int8"))
 
 

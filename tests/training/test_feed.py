@@ -69,7 +69,7 @@ def test_the_world_of_shapes_as_rows() -> None:
 
 
 @pytest.mark.parametrize("task", ["drawing", "understanding"])
-def test_a_world_of_one_colour(task: Any) -> None:
+def test_a_world_of_one_color(task: Any) -> None:
     source = open_described(Source(task=task, world="shapes", color="orange"), side=64)
     for seed in range(20):
         row = source.row(0, seed)

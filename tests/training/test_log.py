@@ -220,7 +220,7 @@ def test_what_is_written_is_read_wherever_it_was_cut(
 
 def test_samples(open_log: Callable[..., RunLog], tmp_path: Path) -> None:
     log = open_log(done=3)
-    pictures = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    pictures = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     (scene,) = shapes.questions(1, 0, held_out=False)
     log.samples(
         [("a red square", pictures[0]), ("a blue one", pictures[1])],

@@ -148,7 +148,7 @@ def test_what_a_batch_has_not_gets_gradients_of_zero(
     assert bool(picture) == draws
 
 
-def test_pictures_that_are_still_to_be_tokenised(learner: Janus, make: Make, reads: Processor) -> None:
+def test_pictures_that_are_still_to_be_tokenized(learner: Janus, make: Make, reads: Processor) -> None:
     targets = torch.rand(2, 3, learner.config.picture_size, learner.config.picture_size) * 2 - 1
     codes = encode(learner, targets)
     assert torch.equal(codes, learner.vq.encode(targets))

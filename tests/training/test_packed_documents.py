@@ -79,7 +79,7 @@ def test_hidden_states_are_those_of_unpacked_documents(model: Janus) -> None:
 
 
 @torch.no_grad()
-def test_a_document_is_the_same_whatever_its_neighbours_and_the_padding_are(model: Janus) -> None:
+def test_a_document_is_the_same_whatever_its_neighbors_and_the_padding_are(model: Janus) -> None:
     ids, _, documents = example(model)
     others, *_ = example(model, seed=1)
     kept = (documents == 2) & (torch.arange(len(ids))[:, None] < 2)  # the second document of two rows

@@ -156,9 +156,9 @@ def test_a_tied_head_learns_with_the_word_table(model: Janus) -> None:
     assert not fresh.language.head.weight.requires_grad
 
 
-def test_a_quantised_part_cannot_learn(fresh: Janus) -> None:
+def test_a_quantized_part_cannot_learn(fresh: Janus) -> None:
     make_quantized(fresh, "int8")
-    with pytest.raises(ValueError, match=r"^language is quantised and cannot learn: load the model unquant"):
+    with pytest.raises(ValueError, match=r"^language is quantized and cannot learn: load the model unquant"):
         freeze(fresh, ("language",))
     freeze(fresh, ("vision_adapter",))
     assert {name.split(".")[0] for name in trained(fresh)} == {"vision_adapter"}

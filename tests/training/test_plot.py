@@ -48,10 +48,10 @@ def test_a_picture_of_several_runs(tmp_path: Path) -> None:
     assert output == tmp_path / "new" / "curves.png"
     with Image.open(output) as picture:
         assert picture.format == "PNG"
-        # Three panels, of five inches by three, at 120 dots an inch; the colours of both runs among them.
+        # Three panels, of five inches by three, at 120 dots an inch; the colors of both runs among them.
         assert picture.size == (3 * 5 * 120, 3.5 * 120)
-        colours = {colour for _, colour in picture.convert("RGB").getcolors(1 << 24) or []}
-    assert {(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)} <= colours
+        colors = {color for _, color in picture.convert("RGB").getcolors(1 << 24) or []}
+    assert {(0xD5, 0x5E, 0x00), (0x00, 0x72, 0xB2)} <= colors
 
 
 def test_the_same_runs_are_the_same_picture(tmp_path: Path) -> None:

@@ -556,9 +556,9 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         'is none, and task = "vq" needs one: giv',
     ),
     "vq-decoder": (
-        changed(VQ, vq={"decoder_only_from": 1, "quantise_from": 2}),
+        changed(VQ, vq={"decoder_only_from": 1, "quantize_from": 2}),
         "vq.decoder_only_from",
-        "1 is before quantise_from = 2: raise it",
+        "1 is before quantize_from = 2: raise it",
     ),
     "vq-merge": (
         changed(VQ, vq={"merge_share": 0.5}),
@@ -630,7 +630,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "has no VQ tokenizer: give one's sizes, as a vq",
     ),
     "vq-vae": (changed(VQ, vae={}), "vae", 'says nothing to task = "vq": take it out'),
-    "vq-colour": (
+    "vq-color": (
         changed(VQ, vq={"background": [0, 0, 256]}),
         "vq.background.2",
         "256 is not a whole number fr",

@@ -88,10 +88,10 @@ MISTAKES: dict[str, tuple[tuple[str, str], tuple[str, str], tuple[int, int], str
         "batches: is unknown: did you m",
     ),
     "section": (
-        ("[optimizer]\nlr", "[optimiser]\nlr"),
-        ("optimizer:", "optimiser:"),
+        ("[optimizer]\nlr", "[optimizer]\nlr"),
+        ("optimizer:", "optimizer:"),
         (24, 16),
-        "optimiser: is unk",
+        "optimizer: is unk",
     ),
     "type": (
         ("steps = 100", 'steps = "100"'),

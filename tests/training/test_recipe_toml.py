@@ -161,8 +161,8 @@ def test_every_key_has_the_line_that_it_is_written_in(table: dict[str, Any]) -> 
     written = text.split("\n")
     for path, number in lines.items():
         name = next(key for key in reversed(path) if isinstance(key, str))
-        spelt = write_toml({name: 0}).partition(" = 0")[0]
-        assert spelt in written[number - 1]
+        spelled = write_toml({name: 0}).partition(" = 0")[0]
+        assert spelled in written[number - 1]
 
 
 def test_none_is_left_out() -> None:

@@ -288,7 +288,7 @@ def test_captions_of_files(recipe: Recipe, tmp_path: Path) -> None:
 
 def test_of_a_flow(recipe: Recipe, flow_checkpoint: str, tmp_path: Path) -> None:
     """Its towers are of the same classes; no autoencoder is asked for."""
-    rows = [{"prompt": f"colour {number}", "image": f"{number}.png"} for number in range(2)]
+    rows = [{"prompt": f"color {number}", "image": f"{number}.png"} for number in range(2)]
     for number in range(2):
         Image.new("RGB", (20, 30), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

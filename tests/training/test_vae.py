@@ -164,7 +164,7 @@ def test_scaled_latents_have_a_deviation_of_1(vae: VAE) -> None:
     scaled(vae, batches)
     with torch.no_grad():
         drawn = torch.cat([vae.encode(batch).sample(generator) for batch in batches])
-    # Three standard errors of 16384 / 16 numbers, neighbours being alike.
+    # Three standard errors of 16384 / 16 numbers, neighbors being alike.
     assert float((drawn * vae.config.scaling_factor).std()) == pytest.approx(1.0, abs=0.07)
 
 
@@ -230,7 +230,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("data")
     for number in range(5):
         Image.new("RGB", (20, 17 + number), (40 * number, 90, 200)).save(folder / f"{number}.png")
-    rows = [{"prompt": f"colour {number}", "image": f"{number}.png"} for number in range(5)]
+    rows = [{"prompt": f"color {number}", "image": f"{number}.png"} for number in range(5)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = folder / "vae.toml"
     file.write_text(RECIPE.format(data=folder / "rows.jsonl", picture=folder / "1.png"))

@@ -46,7 +46,7 @@ tensorboard = false
 every = 2
 [vq]
 picture_size = 16
-quantise_from = 2
+quantize_from = 2
 discriminator_from = 3
 discriminator_channels = 4
 discriminator_layers = 1
@@ -60,7 +60,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("data")
     for number in range(5):
         Image.new("RGB", (20, 17 + number), (40 * number, 90, 200)).save(folder / f"{number}.png")
-    rows = [{"prompt": f"colour {number}", "image": f"{number}.png"} for number in range(5)]
+    rows = [{"prompt": f"color {number}", "image": f"{number}.png"} for number in range(5)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     file = folder / "vq.toml"
     file.write_text(RECIPE.format(data=folder / "rows.jsonl", picture=folder / "1.png"))
@@ -135,7 +135,7 @@ def test_a_tokenizer_begins_where_another_ended(
     recipe: Recipe, straight: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     start = replace(recipe.model, architecture=None, checkpoint=str(straight[0]))
-    learning = replace(recipe.vq, quantise_from=0, start_latents=None)
+    learning = replace(recipe.vq, quantize_from=0, start_latents=None)
     found = run(replace(recipe, model=start, vq=learning, steps=2), tmp_path)
     first = next(record for record in straight[1] if "loss" in record)
     assert found[0]["reconstruction"] < first["reconstruction"]

@@ -262,7 +262,7 @@ def test_tokenizing_is_weighed_as_computed(config: JanusConfig) -> None:
 
 def test_a_step_of_the_tokenizers_training(config: JanusConfig) -> None:
     """As computed: the search of the nearest codes, which is not weighed, is no moment when most is alive."""
-    stages = {"quantise_from": 4, "discriminator_from": 5, "decoder_only_from": 6}
+    stages = {"quantize_from": 4, "discriminator_from": 5, "decoder_only_from": 6}
     wanted = vq_recipe(precision="float32", vq={"picture_size": 32, **stages})
     own = wanted.vq_training()
     vq = VQ(config.vq)

@@ -73,7 +73,7 @@ def released() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("key", "value"), RELEASED, ids=lambda x: str(x)[:40])
-def test_value_of_the_released_dialect_that_cannot_be_honoured(
+def test_value_of_the_released_dialect_that_cannot_be_honored(
     key: str, value: Any, released: dict[str, Any]
 ) -> None:
     if key.startswith("language_config.rope_scaling."):
@@ -109,7 +109,7 @@ TRANSFORMERS = [
 
 
 @pytest.mark.parametrize(("key", "value"), TRANSFORMERS, ids=lambda x: str(x)[:40])
-def test_value_of_transformers_dialect_that_cannot_be_honoured(
+def test_value_of_transformers_dialect_that_cannot_be_honored(
     key: str, value: Any, make_config: Callable[..., JanusConfig]
 ) -> None:
     values = json.loads(json.dumps(format_config(make_config(), "transformers", dtype="float32")))

@@ -155,7 +155,7 @@ def test_what_is_absent_is_what_the_originals_classes_say(released: dict[str, An
     assert isinstance(config, JanusFlowConfig)
     assert config.uvit == replace(RELEASED.uvit, latent_channels=3, kernel_size=3, padding=1)
     released["vision_gen_enc_config"]["params"] = {}
-    with pytest.raises(ValueError, match="stride = null: cannot be honoured; supported: 2"):
+    with pytest.raises(ValueError, match="stride = null: cannot be honored; supported: 2"):
         parse_config(released)
 
 
@@ -265,7 +265,7 @@ def set_key(values: dict[str, Any], path: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), UNKNOWN, ids=lambda x: str(x)[-30:])
-def test_value_that_cannot_be_honoured(key: str, value: Any, released: dict[str, Any]) -> None:
+def test_value_that_cannot_be_honored(key: str, value: Any, released: dict[str, Any]) -> None:
     set_key(released, key, value)
     with pytest.raises(ValueError) as raised:  # noqa: PT011 (key and value are checked below)
         parse_config(released)
@@ -348,7 +348,7 @@ def test_transformers_layout_is_refused_before_anything_is_written(flow: JanusFl
 
 
 @pytest.mark.parametrize("quantization", ["int8", "int4"])
-def test_quantised_and_back(quantization: str, checkpoint: Path, tmp_path: Path) -> None:
+def test_quantized_and_back(quantization: str, checkpoint: Path, tmp_path: Path) -> None:
     model = JanusFlow.from_pretrained(checkpoint, device="cpu", quantize=quantization)
     model.save_pretrained(tmp_path)
     again = JanusFlow.from_pretrained(tmp_path, device="cpu")

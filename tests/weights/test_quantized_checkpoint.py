@@ -1,4 +1,4 @@
-"""Quantised while loading, saved quantised, read back; and what is refused."""
+"""Quantized while loading, saved quantized, read back; and what is refused."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def quantization(request: pytest.FixtureRequest) -> Quantization:
 
 @pytest.fixture
 def saved(checkpoint: Path, tmp_path: Path) -> Path:
-    """The small checkpoint, quantised to 4 bits; a test may damage it."""
+    """The small checkpoint, quantized to 4 bits; a test may damage it."""
     folder = tmp_path / "saved"
     load(checkpoint, device="cpu", quantize="int4").save_pretrained(folder)
     return folder
@@ -47,10 +47,10 @@ def change(folder: Path, edit: Callable[[dict[str, Tensor]], object]) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_loading_quantises_the_stored_weights(
+def test_loading_quantizes_the_stored_weights(
     dtype: str, quantization: Quantization, checkpoint: Path, assert_equal: Same
 ) -> None:
-    """As quantising the whole model does: also where that is loaded in another precision than the stored."""
+    """As quantizing the whole model does: also where that is loaded in another precision than the stored."""
     ours = load(checkpoint, device="cpu", dtype=dtype, quantize=quantization)
     theirs = quantize(load(checkpoint, device="cpu", dtype=dtype), quantization)
     assert_equal(ours, theirs)
@@ -110,7 +110,7 @@ def test_8_bits_say_so(checkpoint: Path, tmp_path: Path) -> None:
     assert (weight.dtype, weight.shape) == (torch.int8, (64, 176))
 
 
-def test_the_layout_of_transformers_is_quantised_too(
+def test_the_layout_of_transformers_is_quantized_too(
     quantization: Quantization, checkpoint: Path, tmp_path: Path, assert_equal: Same
 ) -> None:
     load(checkpoint, device="cpu", dtype="float32").save_pretrained(tmp_path, layout="transformers")
@@ -139,7 +139,7 @@ def test_a_tied_head_stays_the_word_table(make_config: Any, make_model: Any, tmp
 
 
 def test_the_pipeline_answers_and_draws(saved: Path, checkpoint: Path) -> None:
-    """As one that quantises while it loads: the same words and the same picture."""
+    """As one that quantizes while it loads: the same words and the same picture."""
     for pipe in (
         loaded := [janus.load(saved, device="cpu"), janus.load(checkpoint, quantize="int4", device="cpu")]
     ):
@@ -150,14 +150,14 @@ def test_the_pipeline_answers_and_draws(saved: Path, checkpoint: Path) -> None:
     assert Janus.from_pretrained(checkpoint, quantize="int8", device="cpu").config.quantization == "int8"
 
 
-def test_saving_over_a_quantised_checkpoint(saved: Path, checkpoint: Path, assert_equal: Same) -> None:
+def test_saving_over_a_quantized_checkpoint(saved: Path, checkpoint: Path, assert_equal: Same) -> None:
     model = load(checkpoint, device="cpu")
     model.save_pretrained(saved)
     assert_equal(load(saved, device="cpu"), model)
 
 
-def test_memory_is_that_of_the_quantised_model(tmp_path: Path) -> None:
-    """Loading float weights quantised, and a quantised checkpoint, holds neither whole besides."""
+def test_memory_is_that_of_the_quantized_model(tmp_path: Path) -> None:
+    """Loading float weights quantized, and a quantized checkpoint, holds neither whole besides."""
     if not os.path.exists("/proc/self/clear_refs"):
         pytest.skip("the system does not say what a process holds")
     program = """
@@ -212,7 +212,7 @@ measure(folder + "-int4", None)
     assert len(lines) == 2, answer.stderr
     for line in lines:
         peak, held = (int(part) for part in line.split())
-        # 97 M weights, 194 MB in bfloat16. A window of 8 MB, a layer and what quantising takes come on top.
+        # 97 M weights, 194 MB in bfloat16. A window of 8 MB, a layer and what quantizing takes come on top.
         assert held < 70e6
         assert 0.9 * held < peak < held + 80e6
 
@@ -220,7 +220,7 @@ measure(folder + "-int4", None)
 # --- what is refused ---
 
 
-def test_unknown_quantisations(checkpoint: Path) -> None:
+def test_unknown_quantizations(checkpoint: Path) -> None:
     for call in (load, janus.load, Janus.from_pretrained):
         with pytest.raises(ValueError, match="quantize 'int2' is unknown: name one of int8, int4"):
             call(checkpoint, device="cpu", quantize="int2")
@@ -228,15 +228,15 @@ def test_unknown_quantisations(checkpoint: Path) -> None:
         load("nobody/nothing", quantize="int2")
 
 
-def test_another_quantisation_than_the_stored(saved: Path) -> None:
-    with pytest.raises(ValueError, match="saved is quantised to int4: for int8 name the checkpoint it came"):
+def test_another_quantization_than_the_stored(saved: Path) -> None:
+    with pytest.raises(ValueError, match="saved is quantized to int4: for int8 name the checkpoint it came"):
         load(saved, device="cpu", quantize="int8")
 
 
 def test_transformers_cannot_read_it(saved: Path, tmp_path: Path) -> None:
     model = load(saved, device="cpu")
     with pytest.raises(
-        ValueError, match="quantised to int4, which transformers cannot read: name the layout"
+        ValueError, match="quantized to int4, which transformers cannot read: name the layout"
     ):
         model.save_pretrained(tmp_path / "other", layout="transformers")
     assert not (tmp_path / "other").exists()
@@ -251,10 +251,10 @@ def test_transformers_cannot_read_it(saved: Path, tmp_path: Path) -> None:
         ),
         (
             {"quantization_config.bits": 3},
-            r"quantization_config\.bits = 3: cannot be honoured; supported: 8, 4",
+            r"quantization_config\.bits = 3: cannot be honored; supported: 8, 4",
         ),
-        ({"quantization_config.bits": ...}, r"quantization_config\.bits = null: cannot be honoured"),
-        ({"quantization_config.group_size": 128}, r"group_size = 128: cannot be honoured; supported: 64"),
+        ({"quantization_config.bits": ...}, r"quantization_config\.bits = null: cannot be honored"),
+        ({"quantization_config.group_size": 128}, r"group_size = 128: cannot be honored; supported: 64"),
         ({"quantization_config": "int4"}, "quantization_config = .*must be an object"),
         ({"quantization_config.bits": 8}, r"misshapen: .*weight is \(64, 32\), not \(64, 64\)"),
         ({"quantization_config": ...}, r"unexpected: .*weight_scale.*not floating-point: .*q_proj\.weight"),
@@ -267,10 +267,10 @@ def test_configs_that_do_not_fit(changes: dict[str, Any], message: str, saved: P
         load(saved, device="cpu")
 
 
-def test_transformers_own_quantisation(checkpoint: Path, tmp_path: Path, edit_json: Edit) -> None:
+def test_transformers_own_quantization(checkpoint: Path, tmp_path: Path, edit_json: Edit) -> None:
     load(checkpoint, device="cpu").save_pretrained(tmp_path, layout="transformers")
     edit_json(tmp_path / "config.json", {"quantization_config": {"quant_method": "bitsandbytes"}})
-    with pytest.raises(ValueError, match="weights quantised by transformers are not read"):
+    with pytest.raises(ValueError, match="weights quantized by transformers are not read"):
         load(tmp_path, device="cpu")
 
 
@@ -328,7 +328,7 @@ def test_integers_where_floats_should_be(copied: Path) -> None:
 
 
 def test_it_is_not_split_over_processes(checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="a quantised model is not split over processes"):
+    with pytest.raises(ValueError, match="a quantized model is not split over processes"):
         load(checkpoint, device="cpu", quantize="int8", mesh=object())  # type: ignore[arg-type]
 
 

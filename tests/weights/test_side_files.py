@@ -1,4 +1,4 @@
-"""The side files of both layouts: read, refused where they cannot be honoured, written for either reader."""
+"""The side files of both layouts: read, refused where they cannot be honored, written for either reader."""
 
 import dataclasses
 import json
@@ -123,7 +123,7 @@ def test_the_files_own_background_is_ignored(released: dict[str, bytes]) -> None
         ("processor_config.json", {"image_processor": 3}),
     ],
 )
-def test_values_that_cannot_be_honoured(
+def test_values_that_cannot_be_honored(
     released: dict[str, bytes], tmp_path: Path, name: str, values: dict[str, Any]
 ) -> None:
     folder = write(edited(released, name, **values), tmp_path)
@@ -135,7 +135,7 @@ def test_values_that_cannot_be_honoured(
 @pytest.mark.parametrize(
     "size", [{"height": 64, "width": 32}, {"shortest_edge": 64}, {"height": 64}, "64", [64, 64], 0]
 )
-def test_sizes_that_cannot_be_honoured(size: Any) -> None:
+def test_sizes_that_cannot_be_honored(size: Any) -> None:
     content = json.dumps({"size": size}).encode()
     with pytest.raises(ValueError, match=r"preprocessor_config\.json: "):
         read_processor_config({"preprocessor_config.json": content})

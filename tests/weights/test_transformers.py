@@ -115,7 +115,7 @@ def test_codes_to_pixels_and_to_embeddings(ours: Janus, theirs: Any) -> None:
 
 @torch.no_grad()
 def test_pixels_to_latents(ours: Janus, theirs: Any, pixels: Tensor) -> None:
-    """Theirs picks codes without normalising, unlike the original; before that step the two agree."""
+    """Theirs picks codes without normalizing, unlike the original; before that step the two agree."""
     expected = theirs.model.vqmodel.quant_conv(theirs.model.vqmodel.encoder(pixels))
     assert_close(ours.vq.latents(pixels), expected)
 

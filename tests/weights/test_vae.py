@@ -252,7 +252,7 @@ def test_a_folder_without_weights(folder: Path) -> None:
 
 
 def test_a_model_is_no_autoencoder(data: Path) -> None:
-    assert '_class_name = null: cannot be honoured; supported: "AutoencoderKL"' in fails(
+    assert '_class_name = null: cannot be honored; supported: "AutoencoderKL"' in fails(
         data / "januspro" / "checkpoint"
     )
 
@@ -362,7 +362,7 @@ def test_a_config_that_is_no_text(folder: Path) -> None:
     ],
     ids=str,
 )
-def test_a_value_that_cannot_be_honoured(key: str, value: Any, folder: Path, edit_json: EditJson) -> None:
+def test_a_value_that_cannot_be_honored(key: str, value: Any, folder: Path, edit_json: EditJson) -> None:
     edit_json(folder / "config.json", {key: value})
     assert f"config.json: {key} = " in fails(folder)
 

@@ -38,7 +38,7 @@ class Example:
     code_labels_mask (S,): positions that predict a code, from the begin of image to the last code but one. In
     a flow: those of latents, which predict their velocity.
     codes (M, T) int64, or None where there are none yet: then `targets` (M, 3, h, w) in [-1, 1] has pictures
-    that are still to be tokenised, or made latents.
+    that are still to be tokenized, or made latents.
     positions (S,) int64: from 0 on, each one more than the last; a flow's dropped prompt leaves some out.
     seed: decides, in a flow, at which time a picture is learned, and from what noise.
     """

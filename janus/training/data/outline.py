@@ -164,18 +164,18 @@ def conversation_outline(
     for first, end in _answers(processor, messages, ids, system):
         learned[first:end] = [True] * (end - first)
     expanded: list[int] = []
-    labelled: list[bool] = []
+    labeled: list[bool] = []
     count = processor.config.num_image_tokens
     for token, label in zip(ids, learned, strict=True):
         if token == processor.image_id:
             expanded += [processor.image_start_id, *[token] * count, processor.image_end_id]
-            labelled += [False] * (count + 2)  # pictures are never words to be learned
+            labeled += [False] * (count + 2)  # pictures are never words to be learned
         else:
             expanded.append(token)
-            labelled.append(label)
+            labeled.append(label)
     return _text_outline(
         expanded,
-        labelled,
+        labeled,
         processor if pictures else None,
         task="understanding" if pictures else "text",
         pictures=tuple(pictures),
@@ -243,13 +243,13 @@ def codes_of(codes: Any, geometry: Geometry) -> Tensor:
     if tensor.shape not in ((geometry.tokens,), (geometry.grid, geometry.grid)):
         raise ValueError(
             f"codes have the shape {tuple(tensor.shape)}: a picture of this model has {geometry.grid} x "
-            f"{geometry.grid} codes; tokenise it again"
+            f"{geometry.grid} codes; tokenize it again"
         )
     tensor = tensor.flatten().long()
     if int(tensor.min()) < 0 or int(tensor.max()) >= geometry.codebook:
         raise ValueError(
             f"codes run from {int(tensor.min())} to {int(tensor.max())}, of a codebook of "
-            f"{geometry.codebook}: tokenise the picture again"
+            f"{geometry.codebook}: tokenize the picture again"
         )
     return tensor
 

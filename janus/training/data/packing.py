@@ -17,7 +17,7 @@ from torch import Tensor
 from janus.training.data.example import Example
 from janus.training.data.outline import IGNORE, Task
 
-PENDING = -1  # stands for the codes of a picture that is still to be tokenised
+PENDING = -1  # stands for the codes of a picture that is still to be tokenized
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -25,7 +25,7 @@ class Batch:
     """The tensors of an `Example`, laid out in rows; those of pictures in reading order.
 
     ids, labels, image_mask, code_mask, code_labels_mask: (B, L). pixels (N, 3, H, W). codes (M, T), rows of
-    PENDING where the next of the `targets` (M', 3, h, w) is still to be tokenised. In a flow, all of them;
+    PENDING where the next of the `targets` (M', 3, h, w) is still to be tokenized. In a flow, all of them;
     latents (M, c, h', w') are then those of the targets, once they are known, and seeds (M,) the examples'.
     document (B, L): documents of a row are numbered from 1, and padding is 0: a position sees those of its
     own number. positions (B, L) begin at 0 in every document. tasks: of the documents of each row. weights
@@ -215,7 +215,7 @@ def place(examples: Sequence[Example], rows: Sequence[Sequence[int]], length: in
 
 
 def _codes(example: Example) -> Tensor:
-    """(M, T), rows of PENDING for the pictures that are not tokenised yet."""
+    """(M, T), rows of PENDING for the pictures that are not tokenized yet."""
     if example.codes is not None:
         return example.codes
     drawn = len(example.targets)

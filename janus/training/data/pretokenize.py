@@ -68,7 +68,7 @@ def pretokenize(
     require_whole("shard_rows", shard_rows, least=1)
     require_whole("batch_size", batch_size, least=1)
     if rows.size is None:
-        raise ValueError(f"{rows.name} is endless: only rows that can be counted are tokenised beforehand")
+        raise ValueError(f"{rows.name} is endless: only rows that can be counted are tokenized beforehand")
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     manifest = {
@@ -106,8 +106,8 @@ class Codes:
         for key, value in wanted.items():
             if self.manifest[key] != value:
                 raise ValueError(
-                    f"{self.folder} was tokenised with the {key} {self.manifest[key]}, and the model's is "
-                    f"{value}: tokenise the pictures again"
+                    f"{self.folder} was tokenized with the {key} {self.manifest[key]}, and the model's is "
+                    f"{value}: tokenize the pictures again"
                 )
         shards = range(_shards(self.manifest))
         missing = [shard for shard in shards if not _path(self.folder, shard).is_file()]
@@ -161,7 +161,7 @@ def _encode(
 def _drawing(rows: Source, number: int) -> Drawing:
     row = rows.row(number, 0)
     if not isinstance(row, Drawing) or row.picture is None:
-        raise ValueError(f"{row.where}: no prompt with an image: only drawings are tokenised, leave it out")
+        raise ValueError(f"{row.where}: no prompt with an image: only drawings are tokenized, leave it out")
     return row
 
 

@@ -26,7 +26,7 @@ class AutoencoderTraining:
     """How pictures learn to come back.
 
     Weights of the terms: `l1`, `l2`, `perceptual`, `adversarial`. `foreground` is the weight of a pixel that
-    differs from `background`, an 8-bit colour, by more than `tolerance` levels, where other pixels have 1.
+    differs from `background`, an 8-bit color, by more than `tolerance` levels, where other pixels have 1.
     From step `discriminator_from` on, counted from 0, there is the adversarial term (None: never).
     `bfloat16` runs the networks under autocast; parameters and losses stay float32.
     """

@@ -41,25 +41,25 @@ def start_codebook(
         for points, count in ((flat, flat_codes), (rest, min(codes - flat_codes, len(rest))))
         if count
     ]
-    centres = torch.cat(start)
-    vq.codebook[: len(centres)] = centres.to(vq.codebook.dtype)
-    return len(centres)
+    centers = torch.cat(start)
+    vq.codebook[: len(centers)] = centers.to(vq.codebook.dtype)
+    return len(centers)
 
 
 @torch.no_grad()
 def k_means(points: Tensor, count: int, *, generator: np.random.Generator, rounds: int) -> Tensor:
-    """`count` centres (count, C), of unit length, of points (N, C) that are compared at unit length.
+    """`count` centers (count, C), of unit length, of points (N, C) that are compared at unit length.
 
-    Begun by k-means++ (Arthur and Vassilvitskii, 2007); a centre that is nearest to no point stays.
+    Begun by k-means++ (Arthur and Vassilvitskii, 2007); a center that is nearest to no point stays.
     """
     unit = F.normalize(points.float(), dim=1)
-    centres = _spread(unit, count, generator)
+    centers = _spread(unit, count, generator)
     for _ in range(rounds):
-        nearest = nearest_code(unit, centres)
-        sums = torch.zeros_like(centres).index_add_(0, nearest, unit)
+        nearest = nearest_code(unit, centers)
+        sums = torch.zeros_like(centers).index_add_(0, nearest, unit)
         empty = count_codes(nearest, count) == 0
-        centres = torch.where(empty[:, None], centres, F.normalize(sums, dim=1))
-    return centres
+        centers = torch.where(empty[:, None], centers, F.normalize(sums, dim=1))
+    return centers
 
 
 def _distances(unit: Tensor, codes: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ def _spread(
         distances = torch.ones(len(unit), device=unit.device)
     for number in range(count):
         heap = distances.cumsum(0)
-        # Where every point is a centre already the sum is 0, and any point is as good.
+        # Where every point is a center already the sum is 0, and any point is as good.
         place = torch.searchsorted(heap, draws[number : number + 1] * heap[-1], right=True)
         chosen[number] = place[0].clamp_max(len(unit) - 1)
         similarity = unit @ unit[chosen[number]]

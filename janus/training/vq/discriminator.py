@@ -1,6 +1,6 @@
 """The discriminator of patches, and the hinge losses of it and of what it judges.
 
-B pictures; each score is of a patch of pixels that overlaps its neighbours' (70 x 70 with three layers).
+B pictures; each score is of a patch of pixels that overlaps its neighbors' (70 x 70 with three layers).
 Sources: pix2pix (Isola et al., 2017) for the network, hinge loss by Lim and Ye (2017), as in VQGAN (Esser et
 al., 2021) and LlamaGen.
 """

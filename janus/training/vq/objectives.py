@@ -60,11 +60,11 @@ def entropy_loss(latents: Tensor, codebook: Tensor, *, temperature: float) -> Te
 
 
 def foreground_pixels(pixels: Tensor, background: tuple[int, int, int], *, tolerance: int) -> Tensor:
-    """Where pixels in [-1, 1] differ from an 8-bit colour by more than `tolerance` levels: (B, H, W) bool."""
-    colour = torch.tensor(background, dtype=torch.float32, device=pixels.device)[:, None, None]
+    """Where pixels in [-1, 1] differ from an 8-bit color by more than `tolerance` levels: (B, H, W) bool."""
+    color = torch.tensor(background, dtype=torch.float32, device=pixels.device)[:, None, None]
     levels = (pixels.float() + 1) * 127.5
     # Half a level more: pixels are multiples of 1 / 127.5 only up to rounding.
-    return ((levels - colour).abs() > tolerance + 0.5).any(dim=1)
+    return ((levels - color).abs() > tolerance + 0.5).any(dim=1)
 
 
 def background_cells(foreground: Tensor, factor: int) -> Tensor:

@@ -12,17 +12,17 @@ MARGIN = 2  # pixels
 
 
 @torch.no_grad()
-def reconstruction_grid(vq: VQ, pixels: Tensor, *, columns: int = 8, quantised: bool = True) -> Image.Image:
+def reconstruction_grid(vq: VQ, pixels: Tensor, *, columns: int = 8, quantized: bool = True) -> Image.Image:
     """Rows of up to `columns` originals, each row above one of their reconstructions, on white.
 
-    pixels (B, 3, H, W) in [-1, 1]. `quantised` False leaves the codebook out, as training does before it
-    begins to quantise. Raises ValueError for no pictures and for less than one column.
+    pixels (B, 3, H, W) in [-1, 1]. `quantized` False leaves the codebook out, as training does before it
+    begins to quantize. Raises ValueError for no pictures and for less than one column.
     """
     require_whole("columns", columns, least=1)
     if len(pixels) == 0:
         raise ValueError("a grid of reconstructions needs a picture: pixels are empty")
     latents = vq.latents(pixels)
-    entries = vq.quantize(latents)[0] if quantised else torch.nn.functional.normalize(latents, dim=1)
+    entries = vq.quantize(latents)[0] if quantized else torch.nn.functional.normalize(latents, dim=1)
     return paired_grid(pixels, vq.decode_latents(entries), columns=columns)
 
 

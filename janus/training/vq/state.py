@@ -20,9 +20,9 @@ class VQTraining(AutoencoderTraining):
     """How a VQ tokenizer is trained; the defaults are LlamaGen's, without what needs a second network.
 
     Weights of the terms: `l1`, `l2`, `perceptual`, `adversarial`, `codebook`, `commitment`, `entropy` (with
-    its `temperature`). `foreground` is the weight of a pixel that differs from `background`, an 8-bit colour,
+    its `temperature`). `foreground` is the weight of a pixel that differs from `background`, an 8-bit color,
     by more than `tolerance` levels, where other pixels have 1. Stages begin at steps, counted from 0: before
-    `quantise_from` the decoder gets the latents as they are, and then the codebook starts as the k-means of
+    `quantize_from` the decoder gets the latents as they are, and then the codebook starts as the k-means of
     the `start_latents` newest of them (None: 16 a code; 0: it stays as it is, of a checkpoint), of which
     `background_codes` entries are of background; from `discriminator_from` on there is the adversarial term
     (None: never); from `decoder_only_from` on codes stay as they are and the decoder alone learns (None:
@@ -37,7 +37,7 @@ class VQTraining(AutoencoderTraining):
     commitment: float = 0.25
     entropy: float = 0.0
     temperature: float = 0.01
-    quantise_from: int = 0
+    quantize_from: int = 0
     decoder_only_from: int | None = None
     start_latents: int | None = None
     background_codes: int = 1
@@ -52,16 +52,16 @@ class VQTraining(AutoencoderTraining):
         for name in ("codebook", "commitment", "entropy"):
             require_number(name, getattr(self, name), "a number of at least 0", least=0)
         require_number("usage_decay", self.usage_decay, "a number from 0 to 0.9999", least=0, most=0.9999)
-        for name in ("quantise_from", "background_codes"):
+        for name in ("quantize_from", "background_codes"):
             require_whole(name, getattr(self, name), least=0)
         for name in ("decoder_only_from", "start_latents", "revive_every"):
             if getattr(self, name) is not None:
                 require_whole(name, getattr(self, name), least=1 if name == "revive_every" else 0)
         if self.merge_share is not None:
             require_number("merge_share", self.merge_share, "a share above 0, up to 1", least=ABOVE_0, most=1)
-        if self.decoder_only_from is not None and self.decoder_only_from < self.quantise_from:
+        if self.decoder_only_from is not None and self.decoder_only_from < self.quantize_from:
             raise ValueError(
-                f"decoder_only_from {self.decoder_only_from} is before quantise_from {self.quantise_from}: "
+                f"decoder_only_from {self.decoder_only_from} is before quantize_from {self.quantize_from}: "
                 "the decoder alone can learn from codes only"
             )
         if self.merge_share is not None and self.decoder_only_from is None:
@@ -69,8 +69,8 @@ class VQTraining(AutoencoderTraining):
                 f"merge_share {self.merge_share} has no moment: codes merge at decoder_only_from, give it too"
             )
 
-    def quantises(self, step: int) -> bool:
-        return step >= self.quantise_from
+    def quantizes(self, step: int) -> bool:
+        return step >= self.quantize_from
 
     def trains_decoder_only(self, step: int) -> bool:
         return self.decoder_only_from is not None and step >= self.decoder_only_from

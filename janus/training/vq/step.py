@@ -29,7 +29,7 @@ from janus.training.vq.upkeep import prepare_codebook, tend_codebook
 class Coded:
     """A batch on its way through the tokenizer: latents (B, C, h, w), pictures (B, 3, H, W), both float32.
 
-    `entries` (B, C, h, w) and `codes` (B, h, w) are None where nothing is quantised.
+    `entries` (B, C, h, w) and `codes` (B, h, w) are None where nothing is quantized.
     """
 
     latents: Tensor
@@ -73,11 +73,11 @@ def pixel_weights(
 
 
 def code(vq: VQ, pixels: Tensor, step: int, config: VQTraining) -> Coded:
-    """Pixels through the encoder, the codebook (where this step quantises) and the decoder."""
+    """Pixels through the encoder, the codebook (where this step quantizes) and the decoder."""
     with computing(config, pixels.device):
         with torch.set_grad_enabled(torch.is_grad_enabled() and not config.trains_decoder_only(step)):
             latents = vq.latents(pixels).float()
-            if config.quantises(step):
+            if config.quantizes(step):
                 decoded, codes = vq.quantize(latents)
                 entries = vq.lookup(codes)
             else:

@@ -23,11 +23,11 @@ def prepare_codebook(
     """Before a step: start the codebook, or make the background's codes one, where the step is the one to.
 
     `background` (B, h, w) bool marks the cells without foreground. The start is from the newest latents; if
-    quantising begins with the first step there are none yet, and they are of these pixels (B, 3, H, W).
+    quantizing begins with the first step there are none yet, and they are of these pixels (B, 3, H, W).
     """
     if not vq.codebook.requires_grad:
         return
-    if state.step == config.quantise_from and config.start_latents != 0:
+    if state.step == config.quantize_from and config.start_latents != 0:
         if len(state.pool) == 0:
             _remember(vq.latents(pixels), background, vq, state, config)
         start_codebook(
@@ -55,7 +55,7 @@ def tend_codebook(
 ) -> dict[str, Tensor]:
     """After a step: count the codes it used, restart those that died; -> figures, scalars.
 
-    Latents (B, C, h, w); codes (B, h, w) or None, where nothing is quantised and the latents are kept for the
+    Latents (B, C, h, w); codes (B, h, w) or None, where nothing is quantized and the latents are kept for the
     start. Of the batch `codes_used`; of the running counts `perplexity`, `code_entropy` and, with
     `background` (B, h, w) bool, `background_entropy`, both in bits; `revived` is a number of codes.
     """
@@ -82,7 +82,7 @@ def _remember(latents: Tensor, background: Tensor | None, vq: VQ, state: VQState
     """Keep the newest latents, once so few steps are left that they will be of the codebook's start."""
     wanted = 16 * vq.config.codes if config.start_latents is None else config.start_latents
     cells = latents[:, 0].numel() * (1 if state.group is None else state.group.size())
-    if wanted == 0 or (config.quantise_from - state.step - 1) * cells >= wanted:
+    if wanted == 0 or (config.quantize_from - state.step - 1) * cells >= wanted:
         return
     new, marked = _by_cell(latents, background, state)
     state.pool = torch.cat([state.pool, new])[-wanted:]
@@ -105,7 +105,7 @@ def _merge_background(vq: VQ, state: VQState, share: float) -> None:
 
 def _revive(vq: VQ, latents: Tensor, background: Tensor | None, state: VQState, config: VQTraining) -> Tensor:
     """Restart, where it is time, the codes that were not used since the last time; -> how many."""
-    every, done = config.revive_every, state.step + 1 - config.quantise_from
+    every, done = config.revive_every, state.step + 1 - config.quantize_from
     stands = config.trains_decoder_only(state.step) or not vq.codebook.requires_grad
     if every is None or done % every or stands:
         return state.unused.new_zeros(())

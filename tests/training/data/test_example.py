@@ -56,11 +56,11 @@ def conversations(draw: st.DrawFn) -> list[dict[str, Any]]:
 
 def check_shapes(example: Example) -> None:
     """What holds for every example: labels are the next ids, and no position is two things."""
-    labelled = example.labels != IGNORE
-    assert not labelled[-1]
-    assert torch.equal(example.labels[labelled], example.ids[1:][labelled[:-1]])
+    labeled = example.labels != IGNORE
+    assert not labeled[-1]
+    assert torch.equal(example.labels[labeled], example.ids[1:][labeled[:-1]])
     assert not (example.image_mask & example.code_mask).any()
-    assert not (labelled & example.code_labels_mask).any()
+    assert not (labeled & example.code_labels_mask).any()
     for mask in (example.image_mask, example.code_mask, example.code_labels_mask):
         assert mask.dtype == torch.bool
         assert mask.shape == example.ids.shape == example.labels.shape == (len(example),)
@@ -112,14 +112,14 @@ def test_the_released_style_is_the_same_example(processor: Processor) -> None:
     released = [
         {"role": user, "content": "<image_placeholder>\nWhat is it?", "images": [WIDE]},
         {"role": assistant, "content": "A strip."},
-        {"role": user, "content": "Which colour?"},
+        {"role": user, "content": "Which color?"},
         {"role": assistant, "content": "Red."},
     ]
     parts = [{"type": "image", "image": WIDE}, {"type": "text", "text": "What is it?"}]
     openai = [
         {"role": "user", "content": parts},
         {"role": "assistant", "content": "A strip."},
-        {"role": "user", "content": "Which colour?"},
+        {"role": "user", "content": "Which color?"},
         {"role": "assistant", "content": "Red."},
     ]
     ours, theirs = conversation_example(processor, openai), conversation_example(processor, released)
@@ -252,14 +252,14 @@ def test_drawn_and_seen_pictures_go_two_ways(processor: Processor, geometry: Geo
     drawn = drawing_example(processor, "a red strip", WIDE, geometry).targets
     assert seen.shape == drawn.shape == (1, 3, 64, 64)
     assert not torch.equal(seen, drawn)
-    # Seen whole, in bars of the mean colour: 127 of 255 for a mean of one half.
+    # Seen whole, in bars of the mean color: 127 of 255 for a mean of one half.
     bars = torch.full((3, 16, 64), 127 / 127.5 - 1)
-    # float32 rounds the two ways of normalising apart by one unit in the last place of 1.
+    # float32 rounds the two ways of normalizing apart by one unit in the last place of 1.
     assert torch.allclose(seen[0, :, :16], bars, rtol=0, atol=1e-6)
     assert torch.allclose(seen[0, :, -16:], bars, rtol=0, atol=1e-6)
-    # Drawn without bars: all of it is the strip's colour.
-    colour = torch.tensor([250, 10, 30]) / 127.5 - 1
-    assert torch.allclose(drawn[0], colour[:, None, None].expand(3, 64, 64), rtol=0, atol=1e-6)
+    # Drawn without bars: all of it is the strip's color.
+    color = torch.tensor([250, 10, 30]) / 127.5 - 1
+    assert torch.allclose(drawn[0], color[:, None, None].expand(3, 64, 64), rtol=0, atol=1e-6)
 
 
 def test_a_target_is_what_reconstruct_reads(processor: Processor, geometry: Geometry) -> None:

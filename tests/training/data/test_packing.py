@@ -186,7 +186,7 @@ def check_layout(batch: Batch, examples: list[Example]) -> None:
 
 @given(examples=examples)
 @settings(max_examples=30)
-def test_pictures_are_tokenised_in_their_places(examples: list[Example]) -> None:
+def test_pictures_are_tokenized_in_their_places(examples: list[Example]) -> None:
     random.Random(0).shuffle(examples)
     batch = pack(examples, 40, PAD)
 

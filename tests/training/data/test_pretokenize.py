@@ -103,7 +103,7 @@ def test_codes_are_the_tokenizers(
         assert row.picture is None
         document = outline(row, processor, geometry)
         assert document.codes is not None
-        # Pictures were tokenised in twos, within their shard: alone, convolutions round otherwise.
+        # Pictures were tokenized in twos, within their shard: alone, convolutions round otherwise.
         batch = next(batch for batch in ([0, 1], [2], [3, 4], [5], [6]) if number in batch)
         targets = [picture_target(rows[each]["image"], processor, geometry.size) for each in batch]
         codes = model.vq.encode(torch.stack(targets)).flatten(1)[batch.index(number)]
@@ -210,7 +210,7 @@ def test_another_tokenizer_is_refused(
     with pytest.raises(ValueError, match="was begun with the fingerprint"):
         pretokenize(Counted(rows), other, written, **options)
     wider = Geometry(grid=9, factor=8, codebook=256)
-    with pytest.raises(ValueError, match="was tokenised with the grid 8, and the model's is 9: tokenise"):
+    with pytest.raises(ValueError, match="was tokenized with the grid 8, and the model's is 9: tokenize"):
         Codes(written, fingerprint=fingerprint(model.vq), geometry=wider)
 
 

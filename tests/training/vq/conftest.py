@@ -11,7 +11,7 @@ from janus.config import VQConfig
 from janus.models.vq import VQ
 
 BACKGROUND = (128, 128, 128)
-COLOURS = ((230, 40, 40), (40, 90, 230), (40, 180, 70), (240, 210, 50))
+COLORS = ((230, 40, 40), (40, 90, 230), (40, 180, 70), (240, 210, 50))
 
 
 @pytest.fixture(autouse=True)
@@ -43,11 +43,11 @@ def build() -> Callable[..., VQ]:
 
 @pytest.fixture
 def squares() -> Callable[..., Tensor]:
-    """Pictures (count, 3, side, side) of squares, `tile` to a side, half of them grey."""
+    """Pictures (count, 3, side, side) of squares, `tile` to a side, half of them gray."""
 
     def squares(*seed: int, count: int, side: int, tile: int) -> Tensor:
         generator = np.random.default_rng(seed)
-        palette = np.array([*COLOURS, *[BACKGROUND] * 4], np.float32)
+        palette = np.array([*COLORS, *[BACKGROUND] * 4], np.float32)
         tiles = palette[generator.integers(0, len(palette), (count, side // tile, side // tile))]
         pictures = tiles.repeat(tile, axis=1).repeat(tile, axis=2).transpose(0, 3, 1, 2)
         return torch.from_numpy(np.ascontiguousarray(pictures / np.float32(127.5) - 1))

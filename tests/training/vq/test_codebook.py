@@ -35,9 +35,9 @@ def random(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-def around(centres: Tensor, each: int) -> Tensor:
-    """Points near each of the centres, of many lengths, shuffled."""
-    points = centres.repeat_interleave(each, dim=0)
+def around(centers: Tensor, each: int) -> Tensor:
+    """Points near each of the centers, of many lengths, shuffled."""
+    points = centers.repeat_interleave(each, dim=0)
     points = points + 0.05 * random(*points.shape)
     points = points * (1 + torch.arange(len(points))[:, None] % 5)
     return points[torch.randperm(len(points), generator=torch.Generator().manual_seed(1))]
@@ -72,16 +72,16 @@ def cheapest(codes: int, code_width: int) -> VQ:
 @pytest.mark.parametrize("seed", range(5))
 def test_k_means_finds_what_is_apart(seed: int) -> None:
     points = around(torch.cat([AXES, -AXES]), 30)
-    centres = k_means(points, 8, generator=generator(seed), rounds=5)
-    torch.testing.assert_close(centres.norm(dim=1), torch.ones(8))
-    similarity = centres @ torch.cat([AXES, -AXES]).t()
-    assert similarity.amax(dim=0).min() > 0.99, "a centre at each cluster: k-means++ starts in all of them"
+    centers = k_means(points, 8, generator=generator(seed), rounds=5)
+    torch.testing.assert_close(centers.norm(dim=1), torch.ones(8))
+    similarity = centers @ torch.cat([AXES, -AXES]).t()
+    assert similarity.amax(dim=0).min() > 0.99, "a center at each cluster: k-means++ starts in all of them"
 
 
-def test_a_round_moves_centres_to_means() -> None:
+def test_a_round_moves_centers_to_means() -> None:
     points = torch.tensor([[1.0, 0.1], [1.0, -0.1], [-1.0, 0.1], [-1.0, -0.1]])
-    centres = k_means(points, 2, generator=generator(), rounds=3)
-    assert torch.equal(centres.sort(dim=0).values, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
+    centers = k_means(points, 2, generator=generator(), rounds=3)
+    assert torch.equal(centers.sort(dim=0).values, torch.tensor([[-1.0, 0.0], [1.0, 0.0]]))
 
 
 def test_k_means_repeats_by_its_generator() -> None:
@@ -92,8 +92,8 @@ def test_k_means_repeats_by_its_generator() -> None:
 
 
 def test_points_that_are_all_alike_are_taken() -> None:
-    centres = k_means(torch.ones(5, 4), 3, generator=generator(), rounds=2)
-    torch.testing.assert_close(centres, torch.full((3, 4), 0.5))
+    centers = k_means(torch.ones(5, 4), 3, generator=generator(), rounds=2)
+    torch.testing.assert_close(centers, torch.full((3, 4), 0.5))
 
 
 # --- the start ---

@@ -22,7 +22,7 @@ def test_two_processes_train_as_one(
 ) -> None:
     vq = build()
     config = VQTraining(
-        quantise_from=2,
+        quantize_from=2,
         revive_every=1,
         discriminator_from=3,
         discriminator_channels=4,

@@ -36,11 +36,11 @@ def test_originals_stand_above_their_reconstructions(
 
 def test_without_the_codebook(build: Callable[..., VQ], squares: Callable[..., Tensor]) -> None:
     vq, pixels = build(), squares(0, count=2, side=SIDE, tile=4)
-    before = reconstruction_grid(vq, pixels, quantised=False)
+    before = reconstruction_grid(vq, pixels, quantized=False)
     assert before.tobytes() != reconstruction_grid(vq, pixels).tobytes()
     with torch.no_grad():
         vq.codebook.zero_()
-    assert reconstruction_grid(vq, pixels, quantised=False).tobytes() == before.tobytes()
+    assert reconstruction_grid(vq, pixels, quantized=False).tobytes() == before.tobytes()
 
 
 def test_nothing_to_show_raises(build: Callable[..., VQ]) -> None:

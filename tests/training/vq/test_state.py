@@ -18,7 +18,7 @@ from janus.training.vq import VQState, VQTraining
         ({"commitment": -0.25}, "commitment must be a number of at least 0, not -0.25"),
         ({"entropy": True}, "entropy must be a number of at least 0, not True"),
         ({"usage_decay": 1}, "usage_decay must be a number from 0 to 0.9999, not 1"),
-        ({"quantise_from": -1}, "quantise_from must be a whole number of at least 0, not -1"),
+        ({"quantize_from": -1}, "quantize_from must be a whole number of at least 0, not -1"),
         ({"discriminator_from": 2.5}, "discriminator_from must be a whole number of at least 0, not 2.5"),
         ({"revive_every": 0}, "revive_every must be a whole number of at least 1, not 0"),
         ({"betas": (0.9, 1.0)}, "betas must be two numbers from 0 to 0.9999, not 1.0"),
@@ -29,8 +29,8 @@ from janus.training.vq import VQState, VQTraining
         ({"merge_share": 0, "decoder_only_from": 9}, "merge_share must be a share above 0, up to 1, not 0"),
         ({"merge_share": 0.99}, "merge_share 0.99 has no moment: .* decoder_only_from"),
         (
-            {"quantise_from": 10, "decoder_only_from": 9},
-            "decoder_only_from 9 is before quantise_from 10: the decoder alone can learn from codes only",
+            {"quantize_from": 10, "decoder_only_from": 9},
+            "decoder_only_from 9 is before quantize_from 10: the decoder alone can learn from codes only",
         ),
     ],
 )
@@ -47,8 +47,8 @@ def test_the_defaults_are_llamagen_s() -> None:
 
 
 def test_stages_begin_at_their_steps() -> None:
-    config = VQTraining(quantise_from=2, discriminator_from=3, decoder_only_from=4)
-    assert [config.quantises(step) for step in range(5)] == [False, False, True, True, True]
+    config = VQTraining(quantize_from=2, discriminator_from=3, decoder_only_from=4)
+    assert [config.quantizes(step) for step in range(5)] == [False, False, True, True, True]
     assert [config.is_adversarial(step) for step in range(5)] == [False] * 3 + [True] * 2
     assert [config.trains_decoder_only(step) for step in range(5)] == [False] * 4 + [True]
     never = VQTraining()

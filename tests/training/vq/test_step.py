@@ -84,8 +84,8 @@ def test_the_entropy_term_is_on_when_it_has_a_weight(vq: VQ, pixels: Tensor) -> 
         torch.testing.assert_close(total(terms, config), torch.stack(parts).sum())
 
 
-def test_before_it_quantises_the_codebook_has_no_part(vq: VQ, pixels: Tensor) -> None:
-    config = VQTraining(quantise_from=2, learning_rate=1e-2)
+def test_before_it_quantizes_the_codebook_has_no_part(vq: VQ, pixels: Tensor) -> None:
+    config = VQTraining(quantize_from=2, learning_rate=1e-2)
     state, before = VQState.start(vq, config), copy(vq)
     figures = vq_step(vq, pixels, state, config)
     assert set(figures) == {"reconstruction", "loss", "norm"}
@@ -121,14 +121,14 @@ def test_parts_that_are_frozen_stand_still(vq: VQ, pixels: Tensor) -> None:
 # --- pixels that matter ---
 
 
-def test_the_background_is_told_by_colour_or_by_the_caller(vq: VQ, pixels: Tensor) -> None:
+def test_the_background_is_told_by_color_or_by_the_caller(vq: VQ, pixels: Tensor) -> None:
     config = VQTraining(background=(128, 128, 128), foreground=6.0)
     weights, background = pixel_weights(vq, pixels, config)
-    grey = ((pixels - (128 / 127.5 - 1)).abs() < 1e-6).all(dim=1)
-    assert 0 < grey.sum() < grey.numel()
+    gray = ((pixels - (128 / 127.5 - 1)).abs() < 1e-6).all(dim=1)
+    assert 0 < gray.sum() < gray.numel()
     assert weights is not None
-    assert torch.equal(weights, torch.where(grey, 1.0, 6.0))
-    assert torch.equal(background, grey[:, ::2, ::2])  # type: ignore[arg-type]
+    assert torch.equal(weights, torch.where(gray, 1.0, 6.0))
+    assert torch.equal(background, gray[:, ::2, ::2])  # type: ignore[arg-type]
     own = torch.zeros(2, SIDE, SIDE, dtype=torch.bool)
     weights, background = pixel_weights(vq, pixels, config, own)
     assert weights is not None

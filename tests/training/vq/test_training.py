@@ -17,7 +17,7 @@ CONFIG = VQTraining(
     l1=1.0,
     background=(128, 128, 128),
     foreground=2.0,
-    quantise_from=20,
+    quantize_from=20,
     revive_every=3,
     merge_share=0.99,
     decoder_only_from=52,
@@ -56,7 +56,7 @@ def test_it_learns(run: dict[str, Any], squares: Squares) -> None:
     with torch.no_grad():
         codes = run["vq"].encode(pixels)
         error = (run["vq"].decode(codes) - pixels).square().mean()
-    # The best that a picture of one colour can do, each picture of its own.
+    # The best that a picture of one color can do, each picture of its own.
     constant = (pixels - pixels.mean(dim=(2, 3), keepdim=True)).square().mean()
     # It is 0.42 of it; what is left is noise of a short run.
     assert error < 0.6 * constant
@@ -74,7 +74,7 @@ def test_it_goes_through_its_stages(run: dict[str, Any]) -> None:
 def test_codes_without_use_are_revived(build: Callable[..., VQ], squares: Squares) -> None:
     """Of 640 codes some must be, as no more than 576 latents are seen between two revivals."""
     vq = build(levels=3, codes=640)
-    settings = replace(CONFIG, quantise_from=10, decoder_only_from=None, merge_share=None)
+    settings = replace(CONFIG, quantize_from=10, decoder_only_from=None, merge_share=None)
     state = VQState.start(vq, settings)
     figures = []
     while state.step < 15:
@@ -101,7 +101,7 @@ def test_it_goes_on_from_a_checkpoint(
 
 def test_it_goes_on_from_a_checkpoint_before_the_start(build: Callable[..., VQ], squares: Squares) -> None:
     """The latents that the codebook will start from are part of the state."""
-    config = VQTraining(quantise_from=2, background=(128, 128, 128), revive_every=1, learning_rate=1e-2)
+    config = VQTraining(quantize_from=2, background=(128, 128, 128), revive_every=1, learning_rate=1e-2)
     pictures = [squares(step, count=2, side=8, tile=4) for step in range(4)]
     vq = build()
     state = VQState.start(vq, config)

@@ -12,7 +12,7 @@ from janus.training.vq import VQState, VQTraining, prepare_codebook, tend_codebo
 
 SIDE = 8
 CELLS = 2 * 4 * 4  # of two pictures
-GREY = (128, 128, 128)
+GRAY = (128, 128, 128)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def latents_of(*axes: int) -> Tensor:
 
 
 def test_the_codebook_starts_from_the_newest_latents(vq: VQ, squares: Callable[..., Tensor]) -> None:
-    config = VQTraining(quantise_from=5, start_latents=2 * CELLS, background=GREY, learning_rate=1e-2)
+    config = VQTraining(quantize_from=5, start_latents=2 * CELLS, background=GRAY, learning_rate=1e-2)
     state = VQState.start(vq, config)
     latents = []
     for step in range(5):
@@ -40,8 +40,8 @@ def test_the_codebook_starts_from_the_newest_latents(vq: VQ, squares: Callable[.
         vq_step(vq, pixels, state, config)
         assert len(state.pool) == CELLS * max(0, step - 2), "what would be dropped again is not kept"
     assert torch.equal(state.pool, torch.cat(latents[-2:]))
-    grey = (pixels[:, :, ::2, ::2] - (128 / 127.5 - 1)).abs().amax(dim=1) < 1e-6
-    assert torch.equal(state.pool_background[-CELLS:], grey.flatten())
+    gray = (pixels[:, :, ::2, ::2] - (128 / 127.5 - 1)).abs().amax(dim=1) < 1e-6
+    assert torch.equal(state.pool_background[-CELLS:], gray.flatten())
     before, background = vq.codebook.detach().clone(), state.pool[state.pool_background]
     prepare_codebook(vq, pixels, state, config)
     assert not (vq.codebook == before).all(dim=1).any()
@@ -50,7 +50,7 @@ def test_the_codebook_starts_from_the_newest_latents(vq: VQ, squares: Callable[.
     assert len(state.pool) == len(state.pool_background) == 0
 
 
-def test_quantising_from_the_first_step_starts_from_its_pixels(vq: VQ, pixels: Tensor) -> None:
+def test_quantizing_from_the_first_step_starts_from_its_pixels(vq: VQ, pixels: Tensor) -> None:
     config, before = VQTraining(), vq.codebook.detach().clone()
     prepare_codebook(vq, pixels, VQState.start(vq, config), config)
     assert not (vq.codebook == before).all(dim=1).any()
@@ -88,7 +88,7 @@ def test_counts_run(vq: VQ) -> None:
 
 
 def test_the_dead_restart_when_it_is_time_but_not_from_background(vq: VQ, pixels: Tensor) -> None:
-    config = VQTraining(revive_every=2, quantise_from=1, start_latents=0)
+    config = VQTraining(revive_every=2, quantize_from=1, start_latents=0)
     state = VQState.start(vq, config)
     for parameter in vq.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -1,4 +1,4 @@
-"""A world of coloured shapes on grey: pictures, captions, questions, and the exact verifier of both.
+"""A world of colored shapes on gray: pictures, captions, questions, and the exact verifier of both.
 
 `drawing`, `conversation` and `text` are the endless streams that training draws from; `seen_prompts`,
 `held_out_prompts` and `questions` the lists that evaluation uses, `verify` and `correct` their judges.

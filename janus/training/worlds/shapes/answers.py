@@ -18,7 +18,7 @@ def correct(question: Question, answer: str) -> bool:
     """Whether a free-form answer is right.
 
     An answer that says more than one thing ("two or three", "red, no, blue"), or nothing ("I cannot say"), is
-    wrong. "Describe" wants the colour and the shape of every object, as `verify` reads them from the picture.
+    wrong. "Describe" wants the color and the shape of every object, as `verify` reads them from the picture.
     ValueError for a category that is none of QUESTION_CATEGORIES.
     """
     if question.category not in _CHECKS:

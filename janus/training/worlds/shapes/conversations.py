@@ -1,4 +1,4 @@
-"""Conversations in text alone: what words of place, number and colour mean, without a picture."""
+"""Conversations in text alone: what words of place, number and color mean, without a picture."""
 
 from collections.abc import Sequence
 
@@ -26,14 +26,14 @@ def text(rng: Generator) -> tuple[str, str]:
 
 
 def _names(rng: Generator, count: int) -> list[str]:
-    """Different things, all with their colours or all without."""
+    """Different things, all with their colors or all without."""
     if chance(rng, 0.3):
         return [plain_name(SHAPES[number]) for number in rng.permutation(len(SHAPES))[:count]]
     return [f"{color} {plain_name(shape)}" for color, shape in _kinds(rng, count)]
 
 
 def _kinds(rng: Generator, count: int) -> list[Kind]:
-    """Kinds of which no two share a colour or a shape."""
+    """Kinds of which no two share a color or a shape."""
     while True:
         kinds = [any_kind(rng) for _ in range(count)]
         apart = all(len({kind[part] for kind in kinds}) == count for part in (0, 1))

@@ -1,6 +1,6 @@
 """The combinations that training never sees, fixed by a hash of their names.
 
-Four colour-shape pairs ("kinds"), no two of one colour or of one shape, are in no picture and no text of
+Four color-shape pairs ("kinds"), no two of one color or of one shape, are in no picture and no text of
 training: the tokenizer of pictures does not see them either. One in ten unordered pairs of kinds, a kind with
 itself among them, is never together in one picture or one text.
 """
@@ -24,7 +24,7 @@ def _digest(text: str) -> int:
 
 
 def _choose_kinds(count: int) -> tuple[Kind, ...]:
-    """The first kinds by their digests, each of a colour and a shape that those before it do not have."""
+    """The first kinds by their digests, each of a color and a shape that those before it do not have."""
     chosen: list[Kind] = []
     for color, shape in sorted(product(COLORS, SHAPES), key=lambda kind: _digest(" ".join(kind))):
         if len(chosen) < count and not any(color == other[0] or shape == other[1] for other in chosen):

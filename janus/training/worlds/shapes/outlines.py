@@ -22,7 +22,7 @@ MOST_LIKE = 0.7
 REACH = 1.14  # of a blob from its middle, along an axis: as far as the diamond's
 
 
-def _centred(vertices: list[tuple[float, float]]) -> Outline:
+def _centered(vertices: list[tuple[float, float]]) -> Outline:
     """Vertices (V, 2) as x, y, moved so that the middle of their bounding box is the origin."""
     outline = np.array(vertices)
     return outline - (outline.min(axis=0) + outline.max(axis=0)) / 2
@@ -44,11 +44,11 @@ def _cross(arm: float, half: float) -> list[tuple[float, float]]:
 
 # The circle, which has no vertices, is the one shape that is absent.
 OUTLINES = {
-    "square": _centred([(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
-    "triangle": _centred([(0, -1), (1.13, 0.95), (-1.13, 0.95)]),
-    "diamond": _centred([(0, -1.14), (1.14, 0), (0, 1.14), (-1.14, 0)]),
-    "star": _centred(_star(5, 1.2, 0.56)),
-    "cross": _centred(_cross(1.08, 0.4)),
+    "square": _centered([(-0.9, -0.9), (0.9, -0.9), (0.9, 0.9), (-0.9, 0.9)]),
+    "triangle": _centered([(0, -1), (1.13, 0.95), (-1.13, 0.95)]),
+    "diamond": _centered([(0, -1.14), (1.14, 0), (0, 1.14), (-1.14, 0)]),
+    "star": _centered(_star(5, 1.2, 0.56)),
+    "cross": _centered(_cross(1.08, 0.4)),
 }
 
 
@@ -91,7 +91,7 @@ sprite = lru_cache(maxsize=8192)(coverage)
 
 @cache
 def moments(shape: str) -> tuple[float, tuple[float, float]]:
-    """The area of a named shape of radius 1, and its centre of mass from its box's middle."""
+    """The area of a named shape of radius 1, and its center of mass from its box's middle."""
     return (math.pi, (0.0, 0.0)) if shape == "circle" else _moments(OUTLINES[shape])
 
 
@@ -124,12 +124,12 @@ def _blob(rng: Generator) -> Outline:
     angles = (np.arange(corners) + rng.uniform(-0.35, 0.35, corners)) * (2 * math.pi / corners)
     radii = rng.uniform(0.35, 1, corners)
     angles += rng.uniform(0, 2 * math.pi)
-    outline = _centred(list(zip(radii * np.cos(angles), radii * np.sin(angles), strict=True)))
+    outline = _centered(list(zip(radii * np.cos(angles), radii * np.sin(angles), strict=True)))
     return outline * (REACH / abs(outline).max())
 
 
 def _likeness(outline: Outline, shape: str) -> float:
-    """Intersection over union with a named shape of the same area and centre of mass."""
+    """Intersection over union with a named shape of the same area and center of mass."""
     area, middle = _moments(outline)
     own_area, own_middle = moments(shape)
     scale = math.sqrt(area / own_area)

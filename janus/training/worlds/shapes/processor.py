@@ -24,7 +24,7 @@ GENERATION = "<｜begin▁of▁generation｜>"  # as JanusFlow's files have it
 SPECIAL = (BOS_TOKEN, EOS_TOKEN, PAD_TOKEN, *LISTED, "<begin_of_image>", "<end_of_image>")
 BYTES = 256  # each is a token, so any text can be said
 SENTENCES = 20_000
-BACKGROUND = 127  # what pads a picture to a square, and this world's own grey
+BACKGROUND = 127  # what pads a picture to a square, and this world's own gray
 
 
 def train_tokenizer(

@@ -111,7 +111,7 @@ def _count_kind(source: Source) -> Written:
     def others(target: Kind) -> Kind:
         while True:
             kind = pick(source.rng, COLORS), pick(source.rng, SHAPES)
-            # Every other one shares a colour or a shape with what is counted: it takes both to tell.
+            # Every other one shares a color or a shape with what is counted: it takes both to tell.
             if chance(source.rng, 0.5):
                 kind = (target[0], kind[1]) if chance(source.rng, 0.5) else (kind[0], target[1])
             if kind != target:
@@ -218,7 +218,7 @@ def _exists_in(source: Source, scene: Scene, yes: bool, named: float) -> Written
     if yes:
         color, shape = pick(rng, source.subjects(scene)).kind
     else:
-        # Half of what is absent has a colour and a shape that are there, on two objects.
+        # Half of what is absent has a color and a shape that are there, on two objects.
         color, shape = any_kind(rng)
         if chance(rng, 0.5):
             color, shape = pick(rng, scene).color, pick(rng, scene).shape

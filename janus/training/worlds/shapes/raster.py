@@ -25,7 +25,7 @@ from janus.training.worlds.shapes.scene import (
 SIDE = 64
 LEAST_SIDE = 64  # a small star on fewer pixels is hard to tell from a cross
 BACKGROUND = (128, 128, 128)
-# Eight directions from grey, one for each corner of the colour cube, and orange between two of them.
+# Eight directions from gray, one for each corner of the color cube, and orange between two of them.
 PALETTE = {
     "red": (222, 42, 42),
     "green": (36, 168, 56),
@@ -44,7 +44,7 @@ RADIUS = 0.75
 Picture = NDArray[np.uint8]
 
 
-# How far (of 255, Euclidean) a strange colour is at least from those that have a name and from the
+# How far (of 255, Euclidean) a strange color is at least from those that have a name and from the
 # background, from which half of white or black is 102 away.
 APART = 70.0
 APART_FROM_BACKGROUND = 110.0
@@ -52,7 +52,7 @@ APART_FROM_BACKGROUND = 110.0
 
 @cache
 def strange_colors() -> NDArray[np.float32]:
-    """Colours (LOOKS, 3) from all of the cube, none of them near one with a name."""
+    """Colors (LOOKS, 3) from all of the cube, none of them near one with a name."""
     proposed = default_rng(0).uniform(0, 255, (16 * LOOKS, 3))
     named = np.array(list(PALETTE.values()), np.float64)
     apart = np.linalg.norm(proposed[:, None] - named, axis=-1).min(axis=1) >= APART
@@ -61,7 +61,7 @@ def strange_colors() -> NDArray[np.float32]:
 
 
 def _shown_color(item: Object) -> NDArray[np.float32]:
-    """An object's colour (3,) as it is drawn."""
+    """An object's color (3,) as it is drawn."""
     if item.color == NAMELESS_COLOR:
         return strange_colors()[item.look % LOOKS]
     return np.array(PALETTE[item.color], np.float32)

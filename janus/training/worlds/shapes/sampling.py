@@ -26,7 +26,7 @@ from janus.training.worlds.shapes.scene import (
     relation,
 )
 
-# GenEval's six (Ghosh et al., 2023, arXiv:2310.11513), and both colours with a relation.
+# GenEval's six (Ghosh et al., 2023, arXiv:2310.11513), and both colors with a relation.
 CATEGORIES = (
     "single_object",
     "two_object",
@@ -41,7 +41,7 @@ DRAWN_CATEGORIES = (*CATEGORIES, "region")
 SINGLE = ("single_object", "colors")
 RELATED = ("position", "full")
 COLORED = ("colors", "color_attribution", "full")
-# The categories whose text names colours, and so can name what is held out, by why it is.
+# The categories whose text names colors, and so can name what is held out, by why it is.
 NAMING: dict[Reason, tuple[str, ...]] = {
     "kind": ("colors", "counting", "color_attribution", "full"),
     "pair": ("counting", "color_attribution", "full"),
@@ -74,15 +74,15 @@ def sample(
     places: Places = "grid",
     nameless: bool = False,
 ) -> Sample:
-    """A scene of a category. With `color` at least one object has it: the way to colours that are new.
+    """A scene of a category. With `color` at least one object has it: the way to colors that are new.
 
     Of `places` see `place`, of `nameless` see `any_kind`.
 
     Not held out: no kind in the scene, and no two of its kinds together, are held out; nor can its text be,
     which names kinds of the scene only. Held out: by a kind or by a pair as named, or with True by either
     alike (a single object: by its kind). The text then names the combination too, except in the categories
-    that name no colour: single_object, two_object, position. ValueError for an unknown category, reason or
-    colour, for a pair held out among single objects, and for a colour or what is nameless asked of what is
+    that name no color: single_object, two_object, position. ValueError for an unknown category, reason or
+    color, for a pair held out among single objects, and for a color or what is nameless asked of what is
     held out.
     """
     require_category(category, DRAWN_CATEGORIES)
@@ -134,10 +134,10 @@ def draw_kinds(propose: Callable[[], list[Kind]], wanted: Reason | None) -> list
 
 
 def any_kind(rng: Generator, color: str | None = None, nameless: bool = False) -> Kind:
-    """A kind of the training colours, or of the one given.
+    """A kind of the training colors, or of the one given.
 
-    `nameless`: two of three have a shape or, unless one is given, a colour, not both, that has no word of its
-    own. Then there is purple of all outlines but one, and that one in all colours but purple, which leaves
+    `nameless`: two of three have a shape or, unless one is given, a color, not both, that has no word of its
+    own. Then there is purple of all outlines but one, and that one in all colors but purple, which leaves
     both to be put together.
     """
     if nameless:
@@ -177,7 +177,7 @@ def place(rng: Generator, kinds: Sequence[Kind], *, related: bool = False, place
 
 
 def _propose(rng: Generator, category: str, alike: bool, color: str | None, nameless: bool) -> list[Kind]:
-    """Kinds such as a category asks for, the first of `color`; `alike`: those counted are of one colour."""
+    """Kinds such as a category asks for, the first of `color`; `alike`: those counted are of one color."""
     first = any_kind(rng, color, nameless)
     if category in SINGLE:
         return [first]
@@ -216,7 +216,7 @@ def _specify(rng: Generator, scene: Scene, category: str, alike: bool) -> Spec:
 
 
 def _placed(rng: Generator, item: Object) -> Thing:
-    """An object by its region, and mostly by its shape, its colour or both.
+    """An object by its region, and mostly by its shape, its color or both.
 
     By its region alone it differs from what stands elsewhere, whatever that is.
     """

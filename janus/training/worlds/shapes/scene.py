@@ -12,7 +12,7 @@ from dataclasses import dataclass
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross")
 COLORS = ("red", "green", "blue", "yellow", "purple", "cyan", "white", "black")
 NEW_COLORS = ("orange",)  # drawn and read like the others, sampled only when asked for by name
-# One word each for all outlines and all colours that have none of their own, in training alone. What never
+# One word each for all outlines and all colors that have none of their own, in training alone. What never
 # comes in purple, or as a diamond, is then not only the one kind that is held out.
 NAMELESS_SHAPE = "blob"
 NAMELESS_COLOR = "strange"
@@ -31,14 +31,14 @@ RELATIONS = tuple(INVERSE)
 # A relation is stated only where it is clear, and recognised where it is the nearer of two.
 STATED_RATIO = 1.3
 
-Kind = tuple[str, str]  # a colour and a shape
+Kind = tuple[str, str]  # a color and a shape
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object and the centre of its bounding box. ValueError for a name that the world does not have.
+    """An object and the center of its bounding box. ValueError for a name that the world does not have.
 
-    `look`: which of the blobs it is, or which of the strange colours it has, if it is one or has one.
+    `look`: which of the blobs it is, or which of the strange colors it has, if it is one or has one.
     """
 
     shape: str
@@ -84,7 +84,7 @@ class Thing:
 
     @property
     def kind(self) -> Kind | None:
-        """Its colour and shape, if both are named."""
+        """Its color and shape, if both are named."""
         return (self.color, self.shape) if self.color and self.shape else None
 
     def fits(self, item: Object) -> bool:
@@ -122,7 +122,7 @@ class Spec:
 
     @property
     def kinds(self) -> tuple[Kind, ...]:
-        """The kind of each object whose colour and shape are both named."""
+        """The kind of each object whose color and shape are both named."""
         return tuple(thing.kind for thing in self.things if thing.kind for _ in range(thing.count))
 
     def canonical(self) -> Spec:
@@ -204,7 +204,7 @@ def _assignable(wanted: Sequence[Thing], objects: Sequence[Object]) -> bool:
 def _require_names(shape: str | None, color: str | None, size: str | None, region: str | None = None) -> None:
     for what, name, names in (
         ("shape", shape, (*SHAPES, NAMELESS_SHAPE)),
-        ("colour", color, (*COLORS, *NEW_COLORS, NAMELESS_COLOR)),
+        ("color", color, (*COLORS, *NEW_COLORS, NAMELESS_COLOR)),
         ("size", size, tuple(SIZES)),
         ("region", region, tuple(name for row in REGIONS for name in row)),
     ):

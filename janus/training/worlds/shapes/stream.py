@@ -134,7 +134,7 @@ def seen_prompts(
 ) -> list[Drawing]:
     """Drawings of combinations that training sees, the categories in turn; a shorter list begins a longer.
 
-    With a colour it is in all of them, and the categories are those that name colours.
+    With a color it is in all of them, and the categories are those that name colors.
     """
     categories = CATEGORIES if color is None else COLORED
     return [
@@ -146,7 +146,7 @@ def seen_prompts(
 def held_out_prompts(count: int, seed: int, *, split: Split = "test", side: int = SIDE) -> list[Drawing]:
     """Drawings whose captions name what is held out: a kind and a pair in turn, of each the categories.
 
-    The categories are those that name colours (`NAMING`): in the words of the others nothing is new. A
+    The categories are those that name colors (`NAMING`): in the words of the others nothing is new. A
     shorter list begins a longer one.
     """
     drawings = []
@@ -168,7 +168,7 @@ def questions(
 ) -> list[Question]:
     """Questions about scenes that training could see or that are held out, the categories in turn.
 
-    With a colour it is in all scenes. A shorter list begins a longer one.
+    With a color it is in all scenes. A shorter list begins a longer one.
     """
     name = _listed("held-out questions" if held_out else "seen questions", color)
     return [

@@ -1,13 +1,13 @@
 """Reading a picture, not the scene behind it: which objects there are, and whether a caption holds.
 
-Each pixel goes to the palette's colour whose mixture with the background it is nearest to, and is that
-colour's if it has at least half of it: an object's edge does not look like other colours. Connected pixels
-of a colour form a blob. Each shape is drawn with the blob's area and centre of mass, by the renderer, and
+Each pixel goes to the palette's color whose mixture with the background it is nearest to, and is that
+color's if it has at least half of it: an object's edge does not look like other colors. Connected pixels
+of a color form a blob. Each shape is drawn with the blob's area and center of mass, by the renderer, and
 the blob is the shape that it is most like. One that is not much like any, that is off the palette or of no
 size of the world, is spurious, and no caption holds for a picture with a spurious blob.
 
 H, W: height and width in pixels. S: a picture's side. P: the pixels that are not the background's. C: the
-palette's colours.
+palette's colors.
 """
 
 import math
@@ -35,10 +35,10 @@ from janus.training.worlds.shapes.scene import LATTICE, SHAPES, SIZES, Object, S
 # circle, a ring and a rectangle twice as wide as high have less than .83 with all.
 SOFT = 0.2
 LEAST_LIKENESS = 0.85
-# How far (of 255, Euclidean) the mean of a blob's pixels may be from its palette colour. The nearest two
-# palette colours, red and orange, are 104 apart.
+# How far (of 255, Euclidean) the mean of a blob's pixels may be from its palette color. The nearest two
+# palette colors, red and orange, are 104 apart.
 COLOR_TOLERANCE = 48.0
-# How far a pixel that has less than half of a colour may be from the mixtures, to be the background's.
+# How far a pixel that has less than half of a color may be from the mixtures, to be the background's.
 OFF_PALETTE = 40.0
 # How far a blob's radius may be beyond the smaller or the larger one.
 SIZE_TOLERANCE = 1.3
@@ -88,9 +88,9 @@ def describe(picture: Picture) -> Reading:
 
 
 def label_colors(offset: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Each pixel's colour (H, W) from its offset to the background (H, W, 3).
+    """Each pixel's color (H, W) from its offset to the background (H, W, 3).
 
-    0 for the background, else 1 + the colour's number; the last number + 1 off the palette.
+    0 for the background, else 1 + the color's number; the last number + 1 off the palette.
     """
     rays = _palette_rays()
     lengths = np.linalg.norm(rays, axis=1)
@@ -98,7 +98,7 @@ def label_colors(offset: NDArray[np.float32]) -> NDArray[np.int64]:
     # Half of the shortest ray is longer than OFF_PALETTE: what is nearer is the background's.
     visible = squared > OFF_PALETTE**2
     along = offset[visible] @ (rays.T / lengths)  # (P, C)
-    # Of the points between background and colour, the one nearest to the pixel is `nearest` away from the
+    # Of the points between background and color, the one nearest to the pixel is `nearest` away from the
     # background. Its squared distance to the pixel is the pixel's own to the background less `saved`.
     nearest = along.clip(0, lengths)
     saved = nearest * (2 * along - nearest)
@@ -113,7 +113,7 @@ def label_colors(offset: NDArray[np.float32]) -> NDArray[np.int64]:
 
 
 def label_blobs(colors: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Connected pixels (H, W) of one colour by a number of their own: 1 + the flat index of the first one.
+    """Connected pixels (H, W) of one color by a number of their own: 1 + the flat index of the first one.
 
     0 for the background. Corners connect. All pixels point to a lesser one of their blob until none is left.
     """
@@ -141,7 +141,7 @@ def label_blobs(colors: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _read_blob(offset: NDArray[np.float32], blob: NDArray[np.bool_], color: int) -> Object | None:
-    """The object that a blob (H, W) of a colour is, or None where it is spurious."""
+    """The object that a blob (H, W) of a color is, or None where it is spurious."""
     rows, columns = np.nonzero(blob)
     # A pixel around for the edge, and one for what a shape covers and the blob does not.
     top, left = max(rows.min() - 2, 0), max(columns.min() - 2, 0)
@@ -172,7 +172,7 @@ class _Fit:
 
 
 def _fit(shape: str, share: NDArray[np.float32], side: int) -> _Fit | None:
-    """A shape of a blob's area and centre of mass, or None where its size is none of the world's.
+    """A shape of a blob's area and center of mass, or None where its size is none of the world's.
 
     The sums of shares give both to a fraction of a pixel, and blur does not change them.
     """
@@ -206,7 +206,7 @@ def _size(radius: float) -> str | None:
 
 @cache
 def _palette_rays() -> NDArray[np.float32]:
-    """From the background to each colour (C, 3)."""
+    """From the background to each color (C, 3)."""
     return np.array(list(PALETTE.values()), np.float32) - np.array(BACKGROUND, np.float32)
 
 

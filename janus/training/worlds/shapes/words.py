@@ -1,4 +1,4 @@
-"""The English of the world, for those who write it and those who read it. Colours are their own words."""
+"""The English of the world, for those who write it and those who read it. Colors are their own words."""
 
 # Singular and plural, the plain name first.
 NOUNS = {
@@ -57,7 +57,7 @@ def spell(number: int) -> str:
 
 
 def with_article(phrase: str) -> str:
-    """A phrase after "a", or "an" before the sound of a vowel: all our words are spelt as they begin."""
+    """A phrase after "a", or "an" before the sound of a vowel: all our words are spelled as they begin."""
     return f"{'an' if phrase[0] in 'aeiou' else 'a'} {phrase}"
 
 

@@ -19,7 +19,7 @@ KINDS = tuple(product(COLORS, SHAPES))
 
 
 def kinds_in(text: str) -> list[Kind]:
-    """The colours with a noun behind them: "a red disc", and "a disc that is red" or "in red"."""
+    """The colors with a noun behind them: "a red disc", and "a disc that is red" or "in red"."""
     kinds: list[Kind] = []
     color, shape, before = None, None, ""
     for word, (what, value) in tokens(text):
@@ -55,7 +55,7 @@ def test_the_rule_is_fixed() -> None:
     ]
 
 
-def test_each_held_out_kind_has_a_colour_and_a_shape_of_its_own() -> None:
+def test_each_held_out_kind_has_a_color_and_a_shape_of_its_own() -> None:
     for part in (0, 1):
         assert len({kind[part] for kind in shapes.HELD_OUT_KINDS}) == 4
 

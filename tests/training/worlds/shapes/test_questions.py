@@ -200,7 +200,7 @@ def test_half_of_what_is_not_there_has_its_parts_there() -> None:
     assert hard > len(kinds) / 5
 
 
-def test_a_new_colour_is_asked_about() -> None:
+def test_a_new_color_is_asked_about() -> None:
     rng = default_rng(4)
     for category in shapes.QUESTION_CATEGORIES:
         for _ in range(20):

@@ -1,4 +1,4 @@
-"""Pictures: what is covered, against counting finer points; colours, sides and what cannot be drawn."""
+"""Pictures: what is covered, against counting finer points; colors, sides and what cannot be drawn."""
 
 from typing import Any
 
@@ -15,13 +15,13 @@ from janus.training.worlds.shapes.scene import LATTICE, LOOKS, SIZES
 EVERY = [*shapes.COLORS, *shapes.NEW_COLORS]
 
 
-def test_every_colour_of_the_world_has_a_pigment() -> None:
+def test_every_color_of_the_world_has_a_pigment() -> None:
     assert list(shapes.PALETTE) == EVERY
 
 
 @pytest.mark.parametrize("side", [64, 80, 96])
 @pytest.mark.parametrize("color", EVERY)
-def test_an_object_is_its_colour_on_grey(side: int, color: str) -> None:
+def test_an_object_is_its_color_on_gray(side: int, color: str) -> None:
     picture = shapes.render((shapes.Object("square", color, "large", 5, 9),), side)
     assert picture.shape == (side, side, 3)
     assert picture.dtype == np.uint8
@@ -49,7 +49,7 @@ def test_objects_are_what_the_scene_says_at_any_side(seed: int, side: int, categ
         assert max(abs(columns + 0.5 - item.x * side / LATTICE)) < half
 
 
-def test_strange_colours_are_none_that_have_a_name() -> None:
+def test_strange_colors_are_none_that_have_a_name() -> None:
     """A circle of any of them is no object to the verifier, and is there all the same."""
     assert len(strange_colors()) == LOOKS
     for look in range(LOOKS):

@@ -69,7 +69,7 @@ def test_a_stated_relation_is_clear(seed: int, category: str) -> None:
 
 
 @given(SEEDS, st.sampled_from(CATEGORIES), st.sampled_from(["orange", "red"]))
-def test_a_colour_that_is_asked_for_is_there(seed: int, category: str, color: str) -> None:
+def test_a_color_that_is_asked_for_is_there(seed: int, category: str, color: str) -> None:
     drawn = shapes.sample(default_rng(seed), category, color=color)
     assert color in [item.color for item in drawn.scene]
     assert drawn.held_out is None
@@ -78,7 +78,7 @@ def test_a_colour_that_is_asked_for_is_there(seed: int, category: str, color: st
 
 
 @given(SEEDS, st.sampled_from(CATEGORIES))
-def test_what_is_nameless_is_so_by_its_shape_or_by_its_colour(seed: int, category: str) -> None:
+def test_what_is_nameless_is_so_by_its_shape_or_by_its_color(seed: int, category: str) -> None:
     drawn = shapes.sample(default_rng(seed), category, nameless=True)
     assert all(item.kind != ("strange", "blob") for item in drawn.scene)
     assert all(item.look == 0 for item in drawn.scene if item.shape != "blob" and item.color != "strange")
@@ -91,7 +91,7 @@ def test_the_nameless_are_two_of_three_and_various() -> None:
     items = [shapes.sample(rng, "colors", nameless=True).scene[0] for _ in range(3000)]
     blobs = [item for item in items if item.shape == "blob"]
     strange = [item for item in items if item.color == "strange"]
-    # A thousand each, by 26 or so, of a binomial distribution; all colours, all shapes, most looks.
+    # A thousand each, by 26 or so, of a binomial distribution; all colors, all shapes, most looks.
     assert 880 < len(blobs) < 1120
     assert 880 < len(strange) < 1120
     assert {item.color for item in blobs} == set(shapes.COLORS)

@@ -113,7 +113,7 @@ def test_kinds_are_those_named_in_full() -> None:
     ("build", "message"),
     [
         (lambda: Object("hexagon", "red", "small", 3, 3), "shape 'hexagon' is unknown: use one of circle,"),
-        (lambda: Object("circle", "mauve", "small", 3, 3), "colour 'mauve' is unknown"),
+        (lambda: Object("circle", "mauve", "small", 3, 3), "color 'mauve' is unknown"),
         (lambda: Object("circle", "red", "medium", 3, 3), "size 'medium' is unknown"),
         (lambda: Thing("oval"), "shape 'oval' is unknown"),
         (lambda: Thing("circle", count=0), "at least 1, not 0"),

@@ -133,7 +133,7 @@ def test_a_spurious_blob_fails(
 
 @pytest.mark.parametrize("distort", DISTORTIONS)
 @pytest.mark.parametrize("color", [(90, 50, 10), (255, 105, 180), (128, 50, 128)])
-def test_a_blob_of_a_colour_that_the_world_does_not_have_fails(
+def test_a_blob_of_a_color_that_the_world_does_not_have_fails(
     distort: Callable[[Picture], Picture], color: tuple[int, int, int]
 ) -> None:
     assert shapes.describe(distort(with_block(64, 7, color))).spurious > 0
@@ -178,7 +178,7 @@ def test_a_blob_within_its_opposite_is_spurious() -> None:
     assert shapes.describe(picture) == shapes.Reading((), 2)
 
 
-def test_an_object_off_its_colour_is_spurious() -> None:
+def test_an_object_off_its_color_is_spurious() -> None:
     picture = shapes.render((shapes.Object("square", "red", "large", 8, 8),))
     dull = picture.copy()
     dull[(picture == picture[32, 32]).all(axis=2)] = (150, 60, 60)
@@ -201,7 +201,7 @@ def test_what_is_read_is_what_was_drawn(seed: int, category: str, side: int, col
     read = sorted(reading.objects, key=lambda item: (round(item.x), round(item.y)))
     for item, found in zip(sorted(scene, key=lambda item: (item.x, item.y)), read, strict=True):
         assert (found.kind, found.size) == (item.kind, item.size)
-        # Whole levels of colour and one distance per pixel: a twentieth of a step is a fifth of a pixel.
+        # Whole levels of color and one distance per pixel: a twentieth of a step is a fifth of a pixel.
         assert (found.x, found.y) == pytest.approx((item.x, item.y), abs=0.05)
 
 
