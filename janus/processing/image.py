@@ -87,9 +87,16 @@ def load_picture(
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ValueError(f"{source} is an address: download the picture and give its path")
     path = Path(source)
-    if path.is_dir():
+    try:
+        is_folder, exists = path.is_dir(), path.exists()
+    except OSError as error:  # too long to be one, most often a picture in base64
+        raise ValueError(
+            f"{str(path)[:40]}… is no path ({error.strerror}): give that of a picture, or, of one in base64, "
+            "data:image/png;base64, and then its bytes"
+        ) from error
+    if is_folder:
         raise ValueError(f"{path} is a folder: give the path of a picture")
-    if not path.exists():
+    if not exists:
         raise FileNotFoundError(f"{path} does not exist: give the path of a picture")
     return _finish(lambda: Image.open(path), str(path), corrected, background)
 

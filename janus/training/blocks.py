@@ -17,7 +17,9 @@ from janus.models.siglip import Block as VisionBlock
 def checkpoint_blocks(model: nn.Module) -> None:
     """Have every block of the language model and of the vision tower computed anew on the way back."""
     for block in _blocks(model):
-        block.forward = _recomputed(block.forward)  # type: ignore[method-assign]
+        # Adapters may drop out numbers, and are to drop the same ones twice.
+        drops = any(isinstance(part, nn.Dropout) and part.p > 0 for part in block.modules())
+        block.forward = _recomputed(block.forward, drops)  # type: ignore[method-assign]
 
 
 def compile_blocks(model: nn.Module) -> None:
@@ -45,8 +47,8 @@ def _compiled(plain: Callable[..., Any], compiled: Callable[..., Any]) -> Callab
     return either
 
 
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _recomputed(forward: Callable[..., Any], is_random: bool) -> Callable[..., Any]:
     def again(*inputs: Any) -> Any:
-        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=False)
+        return checkpoint(forward, *inputs, use_reentrant=False, preserve_rng_state=is_random)
 
     return again

@@ -216,9 +216,9 @@ def _read(file: Path) -> dict[str, Any]:
         ) from error
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """All parameters of a model, to be saved or filled, whether they learn or not."""
-    return {f"model.{name}": parameter.detach() for name, parameter in model.named_parameters()}
+def model_tensors(model: nn.Module, name: str = "model") -> dict[str, Tensor]:
+    """All parameters of a model, or of its part of that `name`, whether they learn or not."""
+    return {f"{name}.{own}": parameter.detach() for own, parameter in model.named_parameters()}
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:

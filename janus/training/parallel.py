@@ -117,6 +117,8 @@ def parallelize(
     does not fit the number of processes.
     """
     if place.size == 1:
+        if recipe.parallel.shards or recipe.parallel.replicas:
+            mesh_shape(recipe.parallel, place.size)  # which refuses what one process is not
         return objective
     if is_split(recipe, place):
         assert not isinstance(objective, ContrastObjective)  # the recipe was checked
@@ -190,6 +192,15 @@ def exchanging(objective: nn.Module, exchange: bool) -> AbstractContextManager[A
     if isinstance(objective, FSDPModule):
         objective.set_requires_gradient_sync(exchange)
     return nullcontext()
+
+
+def at_ease(objective: nn.Module) -> None:
+    """Bring a model that is split to where a step leaves it: of a forward pass alone its root stays whole.
+
+    What then reads parameters, or swaps them, would meet copies of them.
+    """
+    if isinstance(objective, FSDPModule):
+        objective.reshard()
 
 
 def clip(parameters: Sequence[nn.Parameter], limit: float | None) -> Tensor:

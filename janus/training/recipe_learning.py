@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from janus.training.recipe_fields import RecipeError, Section, check_name, check_names, number, show
+from janus.training.vq.discriminator import least_side
 from janus.training.worlds.shapes.sampling import CATEGORIES, COLORED
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
 
@@ -50,6 +51,12 @@ class VQLearning(Section):
         if self.merge_share is not None and self.decoder_only_from is None:
             text = f"{self.merge_share} has no moment: codes merge at decoder_only_from; give it as well"
             raise RecipeError(("merge_share",), text)
+        _check_discriminator(self)
+        _refuse_without(self, "background", ("foreground", "tolerance", "background_codes", "merge_share"))
+        _refuse_without(self, "entropy", ("temperature",))
+        _refuse_without(self, "revive_every", ("revive_far",))
+        if self.start_latents == 0:
+            _refuse_without(self, "start_latents", ("background_codes",))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +79,10 @@ class VAELearning(Section):
     discriminator_from: int | None = number(None, least=0)
     discriminator_channels: int = number(64, least=1)
     discriminator_layers: int = number(3, least=1)
+
+    def check(self) -> None:
+        _check_discriminator(self)
+        _refuse_without(self, "background", ("foreground", "tolerance"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,3 +128,30 @@ class Reinforcement(Section):
             if not self.of_color:
                 text = f"{show(self.color)} is in no prompt of these categories: add {' or '.join(COLORED)}"
                 raise RecipeError(("color",), text)
+
+
+def _check_discriminator(learning: VQLearning | VAELearning) -> None:
+    """RecipeError where it could not judge pictures of this size, or where keys speak of it and it is off."""
+    if learning.discriminator_from is None:
+        names = ("discriminator_channels", "discriminator_layers")
+        # An adversarial of 0 says the same.
+        _refuse_without(
+            learning, "discriminator_from", (*names, "adversarial") if learning.adversarial else names
+        )
+        return
+    least = least_side(learning.discriminator_layers)
+    if learning.picture_size < least:
+        layers = f"discriminator_layers = {learning.discriminator_layers}"
+        text = f"{learning.picture_size} is too small for {layers}: give {least} or more, or fewer layers"
+        raise RecipeError(("picture_size",), text)
+
+
+def _refuse_without(section: VQLearning | VAELearning, needed: str, names: tuple[str, ...]) -> None:
+    """RecipeError for a key of these that is given and says nothing, where the one that it needs is off."""
+    if getattr(section, needed):
+        return
+    for each in fields(section):
+        if each.name in names and getattr(section, each.name) != each.default:
+            raise RecipeError(
+                (each.name,), f"says nothing without {needed}: give that as well, or take this out"
+            )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from janus.config import JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
 from janus.training.recipe_fields import RecipeError, show
+from janus.training.recipe_learning import FlowLearning, VQLearning
 from janus.training.recipe_sections import BACKBONE, Data, LoRA, LossWeights
 from janus.training.recipe_watch import PictureAsked
 
@@ -55,6 +56,8 @@ def check_autoencoder(recipe: Recipe) -> None:
     if recipe.model.vq is not None and recipe.model.checkpoint is not None:
         text = f"contradicts checkpoint = {show(recipe.model.checkpoint)}: the tokenizer is of one of them"
         raise RecipeError(("model", "vq"), text)
+    if recipe.vq is not None:
+        _check_what_learns(recipe, recipe.vq)
     if recipe.task == "vae":
         _check_vae_start(recipe)
     elif isinstance(recipe.model.architecture, VAEConfig | JanusFlowConfig):
@@ -106,6 +109,10 @@ def check_janus(recipe: Recipe) -> None:
     if recipe.lora is not None and recipe.lora.targets == LoRA().targets and "language" in recipe.train:
         text = '"language" learns as a whole, and by the adapters of lora: take it out of one of them'
         raise RecipeError(("train", recipe.train.index("language")), text)
+    flow = recipe.flow
+    if flow is not None and flow.aligned_after != FlowLearning().aligned_after and not recipe.loss.alignment:
+        text = "says nothing where loss.alignment is 0: take it out, or raise that"
+        raise RecipeError(("flow", "aligned_after"), text)
     if recipe.reinforce is not None and not recipe.loss.picture:
         text = "is 0, and to reinforce, weights of drawings are multiples of it: raise it"
         raise RecipeError(("loss", "picture"), text)
@@ -135,6 +142,16 @@ def _check_drawings(recipe: Recipe, task: str) -> None:
         if source.task != "drawing":
             text = f'{show(source.task)} is not read for {task}: give sources of task "drawing"'
             raise RecipeError(("data", "sources", place, "task"), text)
+
+
+def _check_what_learns(recipe: Recipe, learning: VQLearning) -> None:
+    """Something must, in each of the times that the section of the tokenizer makes."""
+    if learning.quantize_from and not {"encoder", "decoder"} & set(recipe.train):
+        text = f'{learning.quantize_from} leaves nothing to learn before: add "decoder" to train, or give 0'
+        raise RecipeError(("vq", "quantize_from"), text)
+    if learning.decoder_only_from is not None and "decoder" not in recipe.train:
+        text = f'{learning.decoder_only_from} leaves nothing to learn after: add "decoder" to train'
+        raise RecipeError(("vq", "decoder_only_from"), text)
 
 
 def _check_vae_start(recipe: Recipe) -> None:

@@ -39,6 +39,7 @@ from janus.training.worlds.shapes.draws import pick
 if TYPE_CHECKING:
     from janus.training.run import Run
 
+TRIES = 100  # prompts that are too long for a row are drawn anew
 DECODED = 8  # pictures that the tokenizer decodes at once: on a CPU more take longer
 
 
@@ -108,15 +109,31 @@ def tasks(run: Run, settings: Reinforcement) -> list[Task]:
     found = []
     for number in range(run.place.rank, settings.prompts, run.place.size):
         seed = hashed("attempt", run.recipe.seed, run.step, number)
-        random = np.random.default_rng(seed)
-        color = None if settings.color is None or random.random() < 0.5 else settings.color
-        category = pick(random, settings.of_color if color else settings.categories or shapes.CATEGORIES)
-        drawing = shapes.drawing(random, category=category, color=color, side=run.model.config.picture_size)
-        prompt = tuple(run.processor.draw_prompt(drawing.caption))
+        drawing, prompt = _asked(run, settings, np.random.default_rng(seed))
         found += [
             Task(drawing, Picture(prompt=prompt, seed=seed, number=each)) for each in range(settings.pictures)
         ]
     return found
+
+
+def _asked(
+    run: Run, settings: Reinforcement, random: np.random.Generator
+) -> tuple[shapes.Drawing, tuple[int, ...]]:
+    """A drawing to be made and its prompt, which a row holds together with the codes; ValueError for none."""
+    assert isinstance(run.model, Janus)
+    limit = run.recipe.data.sequence_length
+    room = limit - Geometry.of(run.model.config).tokens + 1  # the last code is not read
+    for _ in range(TRIES):
+        color = None if settings.color is None or random.random() < 0.5 else settings.color
+        category = pick(random, settings.of_color if color else settings.categories or shapes.CATEGORIES)
+        drawing = shapes.drawing(random, category=category, color=color, side=run.model.config.picture_size)
+        prompt = tuple(run.processor.draw_prompt(drawing.caption))
+        if len(prompt) <= room:
+            return drawing, prompt
+    raise ValueError(
+        f"data.sequence_length = {limit} leaves no room for what is drawn by reinforce: prompts have more "
+        f"than {room} tokens, so raise it by {len(prompt) - room} or more"
+    )
 
 
 def draw(run: Run, wanted: Sequence[Task]) -> Tensor:

@@ -106,6 +106,8 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
         model = blank(found.shared()["model"], DTYPES[recipe.precision], place.device)
         processor = _stating(Processor(model.files, where=str(found.folder)), recipe)
         model.files = processor.files
+        if isinstance(model, Janus):  # sources of codes compare it with the one that made them
+            found.load(checkpoint.model_tensors(model.vq, "model.vq"))
     vae, kept = None, None if found is None else own_vae(folder)
     if isinstance(model, JanusFlow) and (kept is not None or takes_autoencoder(recipe)):
         vae = start_vae(recipe.model, kept, place.device)

@@ -198,6 +198,10 @@ def test_data_uri() -> None:
 def test_what_is_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FileNotFoundError, match=r"^\S*none\.png does not exist: give the path of a picture$"):
         load_picture(tmp_path / "none.png")
+    with pytest.raises(
+        ValueError, match=r"^iVBORw0KGgo.{29}… is no path \(.*\): give that of a picture, or, of one in"
+    ):
+        load_picture("iVBORw0KGgo" + "A" * 5000)
     with pytest.raises(ValueError, match="is a folder"):
         load_picture(tmp_path)
     (tmp_path / "empty.png").touch()

@@ -25,6 +25,7 @@ from janus.training import evaluation, run, train
 from janus.training.checkpoint import newest
 from janus.training.log import read_log
 from janus.training.parallel import Ranks
+from janus.training.prepare import Purpose, tokenize_drawings
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
 from janus.training.run import begin, check_finite
@@ -270,6 +271,55 @@ def test_two_processes_and_one_go_on_from_each_other(
     assert [record["step"] for record in found[7:]] == [8, 9]
     assert found[-1]["loss"] < found[0]["loss"]
     assert newest(folder / "checkpoints").ranks == 2
+
+
+def test_what_is_measured_of_a_model_that_is_split_changes_nothing(
+    file: Path, tmp_path: Path, torchrun: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    """Held-out losses are of forward passes alone, after which the root would stay whole, and be stale."""
+    text = file.read_text().replace("[optimizer]", '[parallel]\nkind = "fsdp"\n[optimizer]')
+    measured = (
+        text
+        + """
+[evaluate]
+evaluator = "loss"
+every = 1
+examples = 4
+sources = [{ task = "text", world = "shapes" }]
+"""
+    )
+    for name, content in (("plain", text), ("measured", measured)):
+        (tmp_path / f"{name}.toml").write_text(content)
+        for steps in (2, 4):  # the second goes on from the first's checkpoint
+            run = torchrun(PROGRAM, tmp_path / f"{name}.toml", tmp_path / name, steps)
+            assert run.returncode == 0, run.stderr
+    assert records(tmp_path / "measured") == records(tmp_path / "plain")
+    ours, theirs = (load_file(tmp_path / each / "model.safetensors") for each in ("measured", "plain"))
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_a_run_on_codes_goes_on(file: Path, checkpoint: str, data: Path, tmp_path: Path) -> None:
+    """Beside a model in 16 bits, too: its tokenizer is still the one that made them."""
+    picture = str(data / "preprocess" / "images" / "wide.png")
+    lines = "".join(json.dumps({"prompt": prompt, "image": picture}) + "\n" for prompt in "abcd")
+    (tmp_path / "drawings.jsonl").write_text(lines)
+    wider = Path(shutil.copytree(checkpoint, tmp_path / "model"))
+    model = janus.load(checkpoint, dtype="float32", device="cpu").model
+    with torch.no_grad():
+        model.vq.codebook += 1e-4 * model.vq.codebook.sign()  # as no 16 bits have it
+    model.save_pretrained(wider)
+    codes = tmp_path / "codes"
+    purpose = Purpose.of(str(wider), None)
+    tokenize_drawings(str(tmp_path / "drawings.jsonl"), codes, purpose, device=torch.device("cpu"))
+    on_codes = tmp_path / "codes.toml"
+    text = file.read_text().replace(checkpoint, str(wider))
+    on_codes.write_text(
+        text.replace('task = "drawing", world = "shapes"', f'task = "drawing", path = "{codes}"')
+    )
+    straight = quietly(read_recipe(on_codes, ["steps=4"]), tmp_path / "straight")
+    quietly(read_recipe(on_codes, ["steps=2"]), tmp_path / "parts")
+    assert quietly(read_recipe(on_codes, ["steps=4"]), tmp_path / "parts") == straight
+    quietly(read_recipe(on_codes, ["steps=2", "precision=bfloat16"]), tmp_path / "bfloat16")
 
 
 def test_two_processes_go_on_with_the_same_bits(

@@ -12,6 +12,7 @@ from torch import Tensor
 import janus
 from janus.models.janus import Janus
 from janus.training import train
+from janus.training.blocks import checkpoint_blocks
 from janus.training.lora import adapted, add_adapters, load_adapters, merge_adapters, save_adapters
 from janus.training.parts import freeze, trained
 from janus.training.recipe_file import parse_recipe
@@ -57,6 +58,22 @@ def perturb(model: Janus) -> None:
     generator = torch.Generator().manual_seed(3)
     for layer in adapted(model).values():
         layer.lora_B["default"].weight.data.normal_(std=0.1, generator=generator)
+
+
+def test_what_drops_out_does_so_again_where_blocks_are_computed_twice(fresh: Janus) -> None:
+    freeze(fresh, [])
+    add_adapters(fresh, LoRA(rank=2, dropout=0.5), seed=0)
+    perturb(fresh)
+    found = []
+    for twice in (False, True):
+        if twice:
+            checkpoint_blocks(fresh)
+        torch.manual_seed(1)
+        language = fresh.language
+        language(language.embed(torch.arange(2, 16).view(2, 7))).square().sum().backward()
+        found.append([weight.grad.clone() for weight in trained(fresh).values()])
+        fresh.zero_grad()
+    assert all(torch.equal(once, again) for once, again in zip(*found, strict=True))
 
 
 def test_they_begin_without_effect_and_learn_alone(fresh: Janus) -> None:

@@ -18,6 +18,7 @@ from janus.training.parallel import Ranks, mesh_shape, ranks, rows_of
 from janus.training.parts import STAGE_1, STAGE_3
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Data, Optimizer, Parallel, Source, Start
+from janus.training.run import begin
 
 PROGRAM = Path(__file__).with_name("parallel_rank.py")
 FLOAT32 = ("ddp", "fsdp", "hsdp", "fsdp-checkpointed")
@@ -178,6 +179,12 @@ def test_meshes(parallel: Parallel, size: int, shape: tuple[int, int]) -> None:
 def test_a_mesh_of_other_processes_is_refused() -> None:
     with pytest.raises(ValueError, match="4 shards x 1 replicas are not the 8 processes"):
         mesh_shape(Parallel(kind="fsdp", shards=4), 8)
+
+
+def test_shards_of_a_process_that_is_alone_are_refused(recipe: Recipe, tmp_path: Path) -> None:
+    split = replace(recipe, parallel=Parallel(kind="fsdp", shards=4))
+    with pytest.raises(ValueError, match="4 shards x 1 replicas are not the 1 processes of this run"):
+        begin(split, tmp_path, Ranks(torch.device("cpu")))
 
 
 def test_rows_of_a_process(recipe: Recipe) -> None:

@@ -495,6 +495,54 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "model.vq",
         'contradicts checkpoint = "a": the tokenizer is of one of them',
     ),
+    "vq-still-decoder": (
+        changed(VQ, train=["encoder", "codebook"], vq={"decoder_only_from": 3}),
+        "vq.decoder_only_from",
+        '3 leaves nothing to learn after: add "decoder" to train',
+    ),
+    "vq-begin": (
+        changed(VQ, train=["codebook"], vq={"quantize_from": 2}),
+        "vq.quantize_from",
+        '2 leaves nothing to learn before: add "decoder" to train, or give 0',
+    ),
+    "vq-discriminator": (
+        changed(VQ, vq={"picture_size": 16, "discriminator_from": 3}),
+        "vq.picture_size",
+        "16 is too small for discriminator_layers = 3: give 24 or more, or fewer layers",
+    ),
+    "vae-discriminator": (
+        changed(VAE, vae={"picture_size": 16, "discriminator_from": 3}),
+        "vae.picture_size",
+        "16 is too small for discriminator_layers = 3",
+    ),
+    **{
+        f"vq-{name}": (
+            changed(VQ, vq={name: value, **others}),
+            f"vq.{name}",
+            f"says nothing without {needed}: give that as well, or take this out",
+        )
+        for name, value, needed, others in (
+            ("foreground", 6.0, "background", {}),
+            ("tolerance", 9, "background", {}),
+            ("background_codes", 3, "background", {}),
+            ("background_codes", 0, "start_latents", {"start_latents": 0, "background": [1, 2, 3]}),
+            ("merge_share", 0.5, "background", {"decoder_only_from": 3}),
+            ("adversarial", 0.9, "discriminator_from", {}),
+            ("discriminator_layers", 2, "discriminator_from", {}),
+            ("temperature", 0.5, "entropy", {}),
+            ("revive_far", True, "revive_every", {"revive_every": "none"}),
+        )
+    },
+    "vae-foreground": (
+        changed(VAE, vae={"foreground": 2.0}),
+        "vae.foreground",
+        "says nothing without backgrou",
+    ),
+    "flow-aligned": (
+        changed(FLOW, loss={"alignment": 0}),
+        "flow.aligned_after",
+        "says nothing where loss.alignment is 0: take it out, or raise that",
+    ),
     "vq-section": (changed(JANUS, vq={}), "vq", 'is of task = "vq", not "janus": take it out'),
     "vq-lora": (changed(VQ, lora={}), "lora", 'says nothing to task = "vq": take it out'),
     "vq-loss": (changed(VQ, loss={"text": 2}), "loss", 'says nothing to task = "vq": take it out'),

@@ -88,10 +88,10 @@ MISTAKES: dict[str, tuple[tuple[str, str], tuple[str, str], tuple[int, int], str
         "batches: is unknown: did you m",
     ),
     "section": (
-        ("[optimizer]\nlr", "[optimizer]\nlr"),
-        ("optimizer:", "optimizer:"),
+        ("[optimizer]\nlr", "[optimiser]\nlr"),
+        ("optimizer:", "optimiser:"),
         (24, 16),
-        "optimizer: is unk",
+        "optimiser: is unk",
     ),
     "type": (
         ("steps = 100", 'steps = "100"'),

@@ -126,6 +126,25 @@ def test_tasks_are_those_of_the_step_and_shared_out(run: Run, settings: Reinforc
     assert not {task.picture.seed for task in later} & {task.picture.seed for task in whole}
 
 
+def test_prompts_that_are_too_long_for_a_row_are_drawn_anew(recipe: Recipe, tmp_path: Path) -> None:
+    room = 21
+    short = replace(recipe, data=replace(recipe.data, sequence_length=63 + room), steps=8)
+    run = begin(short, tmp_path, ALONE)
+    settings = replace(short.reinforce, categories=shapes.CATEGORIES, prompts=30)
+    lengths = [len(task.picture.prompt) for task in tasks(run, settings)]
+    assert max(lengths) <= room
+    longer = [len(task.picture.prompt) for task in tasks(begin(recipe, tmp_path, ALONE), settings)]
+    assert max(longer) > room
+    assert [one for one, two in zip(lengths, longer, strict=True) if two <= room] == [
+        two for two in longer if two <= room
+    ], "others are what they would have been"
+    run.recipe = replace(short, data=replace(recipe.data, sequence_length=70))
+    with pytest.raises(
+        ValueError, match=r"sequence_length = 70 leaves no room .*: prompts have more than 7 tok"
+    ):
+        tasks(run, settings)
+
+
 def test_half_of_the_prompts_name_a_color(run: Run, settings: Reinforcement) -> None:
     settings = replace(settings, color="orange", prompts=100, pictures=2)
     drawings = [task.drawing for task in tasks(run, settings)[:: settings.pictures]]

@@ -22,7 +22,8 @@ def open_source(path: str, *, vq: VQ | None = None, geometry: Geometry | None = 
     Lines in the rejects.jsonl beside a file of JSON lines, which `janus data check --skip-bad` writes, are
     passed over. Raises FileNotFoundError or ValueError with the remedy.
     """
-    found = sorted(glob(path, recursive=True)) if has_magic(path) else [path]
+    is_pattern = has_magic(path) and not Path(path).exists()  # a name may have a [ of its own
+    found = sorted(glob(path, recursive=True)) if is_pattern else [path]
     files = [each for each in map(Path, found) if each.name != REJECTS]
     if not files:
         raise FileNotFoundError(f"no file fits {path}: give the path of JSON lines, tar shards or codes")

@@ -37,12 +37,12 @@ CODING_PARTS = ("encoder", "quant_conv", "codebook")  # of a VQ tokenizer; its d
 def fingerprint(vq: VQ) -> str:
     """A sha256 of all that the codes of a picture depend on: the weights that encode, and their geometry.
 
-    Weights count as float32 numbers, so that a tokenizer is itself in every dtype that holds them exactly.
+    Weights count as they are in bfloat16, so that a tokenizer is itself in every dtype it is trained beside.
     """
     digest = sha256(json.dumps({"factor": vq.config.factor, "codes": vq.config.codes}).encode())
     for name, tensor in sorted(vq.state_dict().items()):
         if name.split(".")[0] in CODING_PARTS:
-            values = tensor.detach().cpu().float().numpy().astype("<f4")
+            values = tensor.detach().cpu().bfloat16().float().numpy().astype("<f4")
             digest.update(f"{name} {values.shape}".encode() + values.tobytes())
     return digest.hexdigest()
 
@@ -64,6 +64,7 @@ def pretokenize(
 
     Of several ranks each writes its own shards. Raises ValueError where the folder was begun from other rows
     or with another tokenizer, and for a row that is no drawing with a picture; what it wrote by then stays.
+    Rows are known by their prompts: that a picture has become another one is not seen.
     """
     require_whole("shard_rows", shard_rows, least=1)
     require_whole("batch_size", batch_size, least=1)
@@ -83,7 +84,7 @@ def pretokenize(
         for shard in range(rank, _shards(manifest), ranks):
             numbers = range(shard * shard_rows, min((shard + 1) * shard_rows, rows.size))
             if _path(target, shard).exists():
-                _check_kept(target, shard, rows, numbers.start)
+                _check_kept(target, shard, rows, numbers)
             else:
                 codes, prompts = _encode(rows, numbers, vq, processor, geometry, batch_size)
                 _write(target, shard, codes, prompts, rank)
@@ -204,15 +205,17 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_kept(folder: Path, shard: int, rows: Source, first: int) -> None:
-    """Raise where a shard that is kept does not begin with the row that it should."""
-    kept = JsonLines(_path(folder, shard).with_suffix(".jsonl")).raw(0)
-    row = _drawing(rows, first)
-    if not isinstance(kept, dict) or kept.get("prompt") != row.prompt:
-        raise ValueError(
-            f"{row.where} is not what {_path(folder, shard)} was made of: the rows changed; "
-            "give another folder"
-        )
+def _check_kept(folder: Path, shard: int, rows: Source, numbers: range) -> None:
+    """Raise where a shard that is kept has not the prompts of the rows that it should."""
+    lines = JsonLines(_path(folder, shard).with_suffix(".jsonl"))
+    for place, number in enumerate(numbers):
+        row = _drawing(rows, number)
+        kept = lines.raw(place) if place < len(lines.lines) else None
+        if not isinstance(kept, dict) or kept.get("prompt") != row.prompt:
+            raise ValueError(
+                f"{row.where} is not what {_path(folder, shard)} was made of: the rows changed; "
+                "give another folder"
+            )
 
 
 def _write(folder: Path, shard: int, codes: Tensor, prompts: list[dict[str, str]], rank: int) -> None:

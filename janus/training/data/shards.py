@@ -6,6 +6,7 @@ import json
 import tarfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from janus.checks import one_line
 from janus.training.data.rows import Row, parse_row, picture_from_bytes
 
 TEXTS = ("txt", "caption")
+ENDING = 2 * tarfile.BLOCKSIZE  # zeros, at least so many, with which a tar file ends
 PICTURES = ("png", "jpg", "jpeg", "webp", "bmp", "gif", "tif", "tiff")
 
 
@@ -116,6 +118,7 @@ def _samples(path: Path, shard: int) -> list[Sample]:
                 if ending in sample.files:
                     raise ValueError(f"{path} holds {member.name} twice: write the shard again")
                 sample.files[ending] = (member.offset_data, member.size)
+            _check_end(path, archive.offset)
     except (tarfile.TarError, EOFError) as error:
         raise ValueError(
             f"{path} is no whole, uncompressed tar file ({one_line(error)}): write or unpack it again"
@@ -125,6 +128,18 @@ def _samples(path: Path, shard: int) -> list[Sample]:
         if any(start + count > size for start, count in sample.files.values()):
             raise ValueError(f"{path} ends inside the sample {sample.key}: copy the shard again")
     return list(samples.values())
+
+
+def _check_end(path: Path, end: int) -> None:
+    """ValueError unless a shard's headers end with its end: what is damaged reads like one."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(end)
+        blocks = iter(partial(file.read, 1 << 20), b"")
+        if size < end + ENDING or any(block.count(0) < len(block) for block in blocks):
+            raise ValueError(
+                f"{path} is damaged or cut at byte {min(end, size)} of {size}: write or copy the shard again"
+            )
 
 
 def _with_pictures(raw: Mapping[str, Any], pictures: list[str]) -> Mapping[str, Any]:

@@ -103,6 +103,9 @@ def hugging_face(
             loaded = datasets.load_from_disk(path)[split]
         elif (Path(path) / "state.json").is_file():
             loaded = datasets.load_from_disk(path)
+            held = getattr(loaded, "split", None) or "train"
+            if str(held) != split:
+                raise ValueError(f"it holds the split {held} alone: give that one")
         else:
             loaded = datasets.load_dataset(path, split=split, **options)
     # Any class of exception: the package raises its own, and those of what it fetches and parses with.

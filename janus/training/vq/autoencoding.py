@@ -16,7 +16,7 @@ from janus.checks import require_number, require_whole
 from janus.training.vq.discriminator import PatchDiscriminator, adversarial_loss, discriminator_loss
 from janus.training.vq.objectives import foreground_pixels, reconstruction_loss
 from janus.training.vq.perceptual import Perceptual
-from janus.training.vq.ranks import average_gradients
+from janus.training.vq.ranks import average_gradients, averaged
 
 ABOVE_0 = 5e-324  # the least float that is
 
@@ -189,8 +189,12 @@ def picture_losses(
     weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The terms of pictures (B, 3, H, W) that came back, before their weights."""
+    # Processes have more or less of what has weight: the mean of their losses is to be that of all pixels.
+    total = None if weights is None else averaged(weights.sum(), state.group)
     terms = {
-        "reconstruction": reconstruction_loss(pictures, pixels, l1=config.l1, l2=config.l2, weights=weights)
+        "reconstruction": reconstruction_loss(
+            pictures, pixels, l1=config.l1, l2=config.l2, weights=weights, total=total
+        )
     }
     if state.perceptual is not None:
         terms["perceptual"] = state.perceptual(pictures, pixels)

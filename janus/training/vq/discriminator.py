@@ -25,7 +25,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, *, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
         require_whole("channels", channels, least=1)
-        self.least_side = 3 * 2 ** require_whole("layers", layers, least=1)
+        self.least_side = least_side(require_whole("layers", layers, least=1))
         widths = [channels * min(2**level, 8) for level in range(layers + 1)]
         blocks: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         for level, (inputs, outputs) in enumerate(pairwise(widths), start=1):
@@ -47,6 +47,11 @@ class PatchDiscriminator(nn.Module):
                 f"discriminator's layers need {self.least_side} to a side, so give it fewer"
             )
         return self.body(pixels)
+
+
+def least_side(layers: int) -> int:
+    """The pixels to a side that so many layers need of a picture."""
+    return 3 * 2**layers
 
 
 def _groups(channels: int) -> int:

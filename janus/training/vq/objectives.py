@@ -12,12 +12,19 @@ from torch import Tensor
 
 
 def reconstruction_loss(
-    pictures: Tensor, pixels: Tensor, *, l1: float, l2: float, weights: Tensor | None = None
+    pictures: Tensor,
+    pixels: Tensor,
+    *,
+    l1: float,
+    l2: float,
+    weights: Tensor | None = None,
+    total: Tensor | None = None,
 ) -> Tensor:
     """`l1` times the absolute and `l2` times the squared error of (B, 3, H, W), a mean over all numbers.
 
-    With `weights` (B, H, W) it is the weighted mean, so their scale is without effect. Raises ValueError for
-    shapes that do not fit.
+    With `weights` (B, H, W) it is the weighted mean, so their scale is without effect. `total`, a scalar, is
+    what their sum counts as, where the mean of several such losses is to be that of all their pixels. Raises
+    ValueError for shapes that do not fit.
     """
     if pictures.shape != pixels.shape:
         raise ValueError(f"pictures {tuple(pictures.shape)} and pixels {tuple(pixels.shape)} must be alike")
@@ -27,7 +34,7 @@ def reconstruction_loss(
         return error.mean()
     if weights.shape != error.shape:
         raise ValueError(f"weights must be {tuple(error.shape)}, one a pixel, not {tuple(weights.shape)}")
-    return (error * weights).sum() / weights.sum()
+    return (error * weights).sum() / (weights.sum() if total is None else total)
 
 
 def codebook_loss(latents: Tensor, entries: Tensor) -> Tensor:

@@ -20,6 +20,15 @@ def gathered(tensor: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
     return torch.cat(parts).to(tensor.dtype)
 
 
+def averaged(tensor: Tensor, group: distributed.ProcessGroup | None) -> Tensor:
+    """The mean of a tensor over all processes."""
+    if group is None:
+        return tensor
+    tensor = tensor.clone()
+    distributed.all_reduce(tensor, group=group)
+    return tensor / group.size()
+
+
 def average_gradients(module: nn.Module, group: distributed.ProcessGroup | None) -> None:
     """Set each gradient to its mean over all processes, in float32, by one exchange of all of them."""
     gradients = [each.grad for each in module.parameters() if each.grad is not None]

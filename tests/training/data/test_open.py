@@ -70,6 +70,14 @@ def test_codes(tmp_path: Path, model: Janus, processor: Processor, geometry: Geo
         open_source(str(tmp_path))
 
 
+def test_a_path_with_marks_of_a_pattern_is_itself_where_it_exists(tmp_path: Path) -> None:
+    for name, text in (("run[1]", "own"), ("run1", "other")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.jsonl").write_text(json.dumps({"text": text}))
+    assert open_source(str(tmp_path / "run[1]" / "a.jsonl")).row(0) == Text("own")
+    assert open_source(str(tmp_path / "run[!2]" / "a.jsonl")).row(0) == Text("other")
+
+
 def test_paths_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"no file fits .*\*\.jsonl: give the path of"):
         open_source(str(tmp_path / "*.jsonl"))

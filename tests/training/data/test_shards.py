@@ -140,5 +140,28 @@ def test_files_that_are_no_shards(tmp_path: Path) -> None:
 def test_a_shard_that_was_cut_off(tmp_path: Path) -> None:
     path = write(tmp_path / "0.tar", {"1.json": {"text": "a"}, "2.json": {"text": "b" * 5000}})
     path.write_bytes(path.read_bytes()[:3000])
-    with pytest.raises(ValueError, match=r"0\.tar (ends inside the sample 2|is no whole)"):
+    with pytest.raises(ValueError, match=r"0\.tar (ends inside the sample 2|is no whole|is damaged or cut)"):
+        TarShards([path])
+
+
+@pytest.mark.parametrize(
+    "damage", ["a byte of a header", "cut between samples", "zeros within", "two in one"]
+)
+def test_damage_that_looks_like_the_end(tmp_path: Path, damage: str) -> None:
+    """What `tarfile` takes for the end of a shard, with all samples behind it lost."""
+    path = write(tmp_path / "0.tar", {f"{number}.json": {"text": "a"} for number in range(6)})
+    content = path.read_bytes()
+    assert TarShards([path]).size == 6
+    third = 3 * 2 * 512  # a header and the content of each
+    damaged = {
+        "a byte of a header": content[: third + 10] + b"~" + content[third + 11 :],
+        "cut between samples": content[:third],
+        "zeros within": content[:third] + bytes(1024) + content[third + 1024 :],
+        "two in one": content + content,
+    }[damage]
+    path.write_bytes(damaged)
+    end = len(content.rstrip(b"\0")) // 512 * 512 + 512 if damage == "two in one" else third
+    with pytest.raises(
+        ValueError, match=rf"0\.tar is damaged or cut at byte {end} of {len(damaged)}: write or"
+    ):
         TarShards([path])

@@ -191,6 +191,8 @@ def test_hugging_face_is_optional(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
         hugging_face(str(tmp_path), split="test")
     (tmp_path / "dataset_dict.json").rename(tmp_path / "state.json")
     assert hugging_face(str(tmp_path)).row(0) == Text("from disk")
+    with pytest.raises(ValueError, match=r"\[test\] cannot be .* holds the split train alone: give that one"):
+        hugging_face(str(tmp_path), split="test")
 
 
 def test_datasets_own_rows(picture: Path, tmp_path: Path) -> None:

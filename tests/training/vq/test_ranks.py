@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,8 +18,12 @@ REPOSITORY = RANK.parents[3]
 RATE = 0.05  # of plain gradient descent: Adam would make a sign of the last bits of gradients near 0
 
 
+@pytest.mark.parametrize("background", [None, (128, 128, 128)], ids=["all alike", "foreground"])
 def test_two_processes_train_as_one(
-    build: Callable[..., VQ], squares: Callable[..., Tensor], tmp_path: Path
+    background: tuple[int, int, int] | None,
+    build: Callable[..., VQ],
+    squares: Callable[..., Tensor],
+    tmp_path: Path,
 ) -> None:
     vq = build()
     config = VQTraining(
@@ -29,8 +34,12 @@ def test_two_processes_train_as_one(
         discriminator_layers=1,
         start_latents=90,
         clip=0.5,
+        background=background,
+        foreground=1.0 if background is None else 6.0,
     )
     pictures = [squares(step, count=4, side=8, tile=4) for step in range(6)]
+    for each in pictures:
+        each[0] = 128 / 127.5 - 1  # the two have not as much of what has weight
     run = {
         "architecture": vq.config,
         "weights": vq.state_dict(),

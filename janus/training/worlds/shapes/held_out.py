@@ -2,7 +2,8 @@
 
 Four color-shape pairs ("kinds"), no two of one color or of one shape, are in no picture and no text of
 training: the tokenizer of pictures does not see them either. One in ten unordered pairs of kinds, a kind with
-itself among them, is never together in one picture or one text.
+itself among them, is never together in one picture, or said to be: all that may be is that a question asks
+for one, and is told no, beside the other.
 """
 
 from collections.abc import Sequence
