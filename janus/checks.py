@@ -2,7 +2,11 @@
 
 import math
 import operator
+from numbers import Real
 from typing import Any
+
+# What helps where a model computes NaN.
+NOT_NUMBERS = "look for damaged weights with janus info --check, or load in float32 if this is a 16-bit dtype"
 
 
 def require_whole(name: str, value: Any, least: int | None = None) -> int:
@@ -19,16 +23,20 @@ def require_whole(name: str, value: Any, least: int | None = None) -> int:
 
 def require_number(
     name: str, value: Any, wanted: str, least: float = -math.inf, most: float = math.inf
-) -> None:
-    """ValueError unless `value` is a finite number from `least` to `most`; `wanted` says so in words."""
+) -> float:
+    """`value` as a number of Python's; ValueError unless it is finite and from `least` to `most`.
+
+    `wanted` says so in words. numpy's numbers count too.
+    """
     if not is_number(value) or not least <= value <= most:
         raise ValueError(f"{name} must be {wanted}, not {value!r}")
+    return value if isinstance(value, int | float) else float(value)
 
 
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number: no bool, and no whole number beyond what a float can hold."""
     try:
-        return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+        return not isinstance(value, bool) and isinstance(value, Real) and math.isfinite(value)
     except OverflowError:
         return False
 

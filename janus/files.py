@@ -27,9 +27,36 @@ def require_place(file: Path, option: str, ending: str = "") -> None:
 
     Raises ValueError for a folder, or another ending, and OSError; `option` is where another is named.
     """
-    if file.is_dir() or (ending and file.suffix.lower() != ending):
+    try:
+        is_folder = file.is_dir()
+        if not is_folder:
+            file.parent.mkdir(parents=True, exist_ok=True)
+        writable = os.access(file if file.exists() else file.parent, os.W_OK)
+    except OSError as error:  # a name too long, a file where a folder should be, a disk that is read only
+        raise type(error)(
+            f"{shortened(file)} cannot be written ({_reason(error)}): name another with {option}"
+        ) from error
+    if is_folder or (ending and file.suffix.lower() != ending):
         wanted = f"a file that ends in {ending}" if ending else "a file"
         raise ValueError(f"{file} must be {wanted}: name another with {option}")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not os.access(file if file.exists() else file.parent, os.W_OK):
+    if not writable:
         raise PermissionError(f"{file} cannot be written: name another with {option}")
+
+
+def require_folder(folder: Path, remedy: str) -> None:
+    """Make a folder that files will be written to; OSError with the remedy where that fails."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise type(error)(f"{shortened(folder)} cannot be made ({_reason(error)}): {remedy}") from error
+
+
+def shortened(path: str | os.PathLike[str], limit: int = 120) -> str:
+    """A path as messages show it: what was taken for one may be a text of any length."""
+    text = os.fspath(path)
+    return text if len(text) <= limit else f"{text[:limit]}…"
+
+
+def _reason(error: OSError) -> str:
+    is_file = isinstance(error, FileExistsError | NotADirectoryError)
+    return "there is a file where a folder should be" if is_file else error.strerror or "it fails"

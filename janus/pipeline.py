@@ -24,7 +24,7 @@ from janus.inference.text import Memory, TextStep, check_window, generate
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
 from janus.models.quantized import check_quantization
-from janus.processing.image import load_picture
+from janus.processing.chat import OPENAI_ROLES
 from janus.processing.processor import Batch, Processor
 from janus.processing.tokenizer import TextStream
 from janus.weights.hub import EXAMPLE, SHAPES, find
@@ -171,7 +171,9 @@ class Pipeline:
         if many and stream:
             raise ValueError(f"stream=True is for one conversation, and these are {len(messages)}")
         for conversation in messages if many else [messages]:
-            _check_turn(conversation)
+            _check_turn(conversation, self.processor.roles)
+        if batch_size is not None:
+            require_whole("batch_size", batch_size, least=1)
         batch = self._read(messages, system, max_new_tokens)
         if many:
             answers = answer(
@@ -260,7 +262,7 @@ class Pipeline:
 
         Its center square, at the model's own size.
         """
-        return self.drawing.reconstruct(load_picture(picture))
+        return self.drawing.reconstruct(self.processor.image.open(picture))
 
     def _read(self, messages: Sequence[Any], system: str | None, max_new_tokens: int) -> Batch:
         require_whole("max_new_tokens", max_new_tokens, least=1)
@@ -348,8 +350,26 @@ def _as_list(images: Any) -> list[Any]:
     return list(images) if isinstance(images, list | tuple) else [images]
 
 
-def _check_turn(conversation: Any) -> None:
-    """Raise where a conversation ends with an answer: there is nothing to say next."""
-    last = conversation[-1] if isinstance(conversation, list | tuple) and conversation else None
-    if isinstance(last, Mapping) and last.get("role") == "assistant" and last.get("content"):
+def _check_turn(conversation: Any, own: tuple[str, str]) -> None:
+    """Raise for roles of another model than that with these `own`, and where there is nothing to say next.
+
+    Of what is malformed otherwise the processor tells.
+    """
+    if not isinstance(conversation, list | tuple) or not conversation:
+        return
+    roles = [message.get("role") for message in conversation if isinstance(message, Mapping)]
+    for index, role in enumerate(roles):
+        if isinstance(role, str) and role not in (*OPENAI_ROLES, *own):
+            raise ValueError(
+                f"message {index}: role {role!r} is none of this model's: use user and assistant"
+                + (f", or {own[0]} and {own[1]}" if all(own) else "")
+            )
+    last = conversation[-1]
+    if not isinstance(last, Mapping):
+        return
+    if last.get("role") in ("assistant", own[1]) and last.get("content"):
         raise ValueError("the last message is the assistant's: a chat goes on after a message of the user's")
+    if all(own) and last.get("role") == own[0]:
+        raise ValueError(
+            f"the last message has the role {own[0]}: an empty one of the role {own[1]} follows it"
+        )

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 import janus
@@ -283,6 +283,19 @@ ASSISTANT = {"role": "assistant", "content": "Hello"}
         ([USER], {"max_new_tokens": 1000}, "over the context window of 1024: ask for"),
         ([USER], {"max_new_tokens": 0}, "max_new_tokens must be a whole number of at least 1, not 0"),
         ([USER], {"temperature": -1}, "temperature must be 0"),
+        ([USER], {"batch_size": -3}, "batch_size must be a whole number of at least 1, not -3"),
+        (
+            [{"role": "tool", "content": "Hi"}],
+            {},
+            r"message 0: role 'tool' is none of this model's: use user and assistant, or <\|User",
+        ),
+        ([{"role": "User", "content": "Hi"}], {}, "message 0: role 'User' is none of this model's"),
+        (
+            [{"role": "<|User|>", "content": "Hi"}, {"role": "<|Assistant|>", "content": "Hello"}],
+            {},
+            "the last message is the assistant's",
+        ),
+        ([{"role": "<|User|>", "content": "Hi"}], {}, r"an empty one of the role <\|Assistant\|> follows it"),
         ([], {}, "a conversation is empty"),
     ],
 )
@@ -313,6 +326,19 @@ def test_a_conversation_over_the_window(pipe: janus.Pipeline, pictures: list[Ima
         (lambda pipe: pipe.draw("a cat", progress="bar"), "progress must be None, True, False or a function"),
         (lambda pipe: pipe.draw("a cat", seed="seven"), "seed must be a whole number, not 'seven'"),
         (lambda pipe: pipe.draw("a cat", guidance=10**400), "guidance must be a finite number"),
+        (
+            lambda pipe: pipe.draw("a cat", preview=5),
+            "preview must be a function of a list of pictures, not 5",
+        ),
+        (
+            lambda pipe: pipe.draw("a cat", size=np.zeros(2)),
+            r"size \[0\. 0\.\] cannot be drawn: this model draws",
+        ),
+        (lambda pipe: pipe.model.save_pretrained(""), "the folder to save into has no name: give one"),
+        (
+            lambda pipe: janus.load(revision="v1"),
+            "revision 'v1' is of models on the hub, and .*shapes is a folder",
+        ),
         (lambda pipe: pipe.ask("Hi", temperature=1e-40), "temperature must be 0 \\(greedy\\) or at least"),
         (lambda pipe: pipe.ask("\ud800"), "half of a character"),
         (lambda pipe: janus.load(3), "named by a folder or a hub id"),
@@ -329,6 +355,51 @@ def test_ordinary_mistakes_are_one_line(
 def test_numpys_numbers_are_numbers(pipe: janus.Pipeline) -> None:
     expected = arrays(pipe.draw("a cat", seed=7, n=2))
     assert np.array_equal(arrays(pipe.draw("a cat", seed=np.int64(7), n=np.int32(2))), expected)
+    for number in (np.int64(3), np.float32(3), np.float64(3)):
+        guided = arrays(pipe.draw("a cat", seed=7, guidance=number, temperature=np.float32(0.5)))
+        assert np.array_equal(guided, arrays(pipe.draw("a cat", seed=7, guidance=3.0, temperature=0.5)))
+    own = {"max_new_tokens": 4, "temperature": 0.5, "top_p": 0.5, "seed": 1}
+    assert pipe.ask("Hi", **{**own, "top_p": np.float32(0.5)}) == pipe.ask("Hi", **own)
+
+
+def test_a_list_of_two_is_a_size(pipe: janus.Pipeline) -> None:
+    own = pipe.config.picture_size
+    pictures = [pipe.draw("a cat", seed=7, size=size) for size in (own, (own, own), [own, own])]
+    assert all(np.array_equal(arrays(each), arrays(pictures[0])) for each in pictures)
+
+
+def test_weights_that_are_no_numbers_neither_speak_nor_draw(folder: Path, tmp_path: Path) -> None:
+    pipe = janus.load(folder, device="cpu", dtype="float32")
+    with torch.no_grad():
+        pipe.model.language.norm.weight[3] = torch.nan
+    says = "the language model computes NaN: look for damaged weights with janus info --check"
+    with pytest.raises(ValueError, match=says):
+        pipe.ask("Hi", max_new_tokens=4)
+    with pytest.raises(ValueError, match=says):
+        pipe.chat([[USER], [USER]], max_new_tokens=4)
+    with pytest.raises(ValueError, match=says):
+        pipe.draw("a cat", seed=7)
+
+
+def test_what_draws_reads_pictures_corrected_too(folder: Path, tmp_path: Path) -> None:
+    """Turned upright as a camera says: through the tokenizer as through the vision tower."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    turned = Image.fromarray(pixels)
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    upright = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
+    plain, corrected = (
+        janus.load(folder, device="cpu", dtype="float32", corrected_pictures=each) for each in (False, True)
+    )
+    for pipe, picture in ((plain, turned), (corrected, upright)):
+        assert np.array_equal(
+            np.asarray(pipe.reconstruct(tmp_path / "turned.png")), np.asarray(plain.reconstruct(picture))
+        )
+        drawn = [
+            pipe.draw("a cat", seed=7, prefix=each, rows=3) for each in (tmp_path / "turned.png", picture)
+        ]
+        assert np.array_equal(*map(arrays, drawn))
 
 
 def test_a_tokenizer_beyond_the_models_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -355,6 +426,18 @@ def test_a_chat_forgets_what_other_weights_computed(folder: Path) -> None:
     assert isinstance(pipe.chat(messages, max_new_tokens=2), str)
 
 
+def test_a_chat_forgets_what_other_quantized_weights_computed(folder: Path) -> None:
+    """They are buffers, not parameters."""
+    pipe = janus.load(folder, device="cpu", quantize="int8")
+    messages = [{"role": "user", "content": "Hello there"}]
+    before = pipe.chat(messages, max_new_tokens=12)
+    for name, buffer in pipe.model.named_buffers():
+        if name.endswith("weight_scale"):
+            buffer.mul_(0.5)
+    fresh = janus.Pipeline(pipe.model, pipe.processor).chat(messages, max_new_tokens=12)
+    assert pipe.chat(messages, max_new_tokens=12) == fresh != before
+
+
 def test_a_pipeline_made_in_inference_mode_chats(folder: Path, pipe: janus.Pipeline) -> None:
     """Tensors of inference mode count no versions, by which a chat sees otherwise that weights changed."""
     messages = [{"role": "user", "content": "Hello there"}]
@@ -362,3 +445,13 @@ def test_a_pipeline_made_in_inference_mode_chats(folder: Path, pipe: janus.Pipel
         made = janus.load(folder, device="cpu", dtype="float32")
         assert made.chat(messages, max_new_tokens=8) == pipe.chat(messages, max_new_tokens=8)
         assert made.ask("Hello there", max_new_tokens=8) == pipe.ask("Hello there", max_new_tokens=8)
+
+
+def test_what_begins_in_inference_mode_goes_on_outside(folder: Path, pipe: janus.Pipeline) -> None:
+    own = janus.load(folder, device="cpu", dtype="float32")
+    messages = [{"role": "user", "content": "Hello there"}]
+    with torch.inference_mode():
+        own.chat(messages, max_new_tokens=8)
+        stream = own.ask("Hello there", max_new_tokens=8, stream=True)
+    assert own.chat(messages, max_new_tokens=8) == pipe.chat(messages, max_new_tokens=8)
+    assert "".join(stream) == pipe.ask("Hello there", max_new_tokens=8)

@@ -213,7 +213,12 @@ def test_what_is_left_out_is_the_checkpoints_own_else_the_originals(
     assert asked == [(30, 2.0, "euler"), given, (12, 3.5, "euler"), given]
     (stating / "generation_config.json").write_text('{"num_inference_steps": 0}')
     with pytest.raises(ValueError, match="num_inference_steps = 0: must be a positive whole number"):
-        janus.load(stating, device="cpu").draw("a cat")
+        janus.load(stating, device="cpu")
+    (stating / "generation_config.json").write_text('{"temperature": -1}')
+    with pytest.raises(
+        ValueError, match=r"stating/generation_config\.json: temperature = -1: must be at least 0"
+    ):
+        janus.load(stating, device="cpu")
 
 
 @pytest.mark.parametrize(("method", "each"), [("euler", 1), ("midpoint", 2), ("heun", 2)])

@@ -66,6 +66,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     mesh: "DeviceMesh | None" = None,
+    kind: type[SeeingModel] = SeeingModel,
 ) -> Janus | JanusFlow:
     """The model of a local folder or hub id, of the class and in the layout that its `config.json` names.
 
@@ -74,13 +75,15 @@ def load(
     integers (`janus.models.quantized`) while they are read; a checkpoint that was saved so needs no word.
     With a `mesh` of processes, this one reads and holds only its share of the language model
     (`janus.inference.tensor_parallel`); a quantized one is not split. Raises FileNotFoundError or ValueError
-    with the remedy.
+    with the remedy, before any weight is read where the model is of another class than `kind`.
     """
     target_device = resolve_device(device)
     resolve_dtype(dtype, target_device)  # a wrong name raises before anything is fetched
     wanted = None if quantize is None else check_quantization(quantize)
     checkpoint = inspect(path, revision=revision, token=token)
     model = checkpoint.model
+    if not isinstance(model, kind):
+        raise ValueError(f"{path} holds a {type(model).__name__}, not a {kind.__name__}")
     if wanted is not None:
         _make_quantized(checkpoint, wanted)
     if mesh is not None:
@@ -191,7 +194,7 @@ def check_names(
         for name in stored
         if name not in expected
         and name not in tied
-        and not is_dropped(name, naming, model.config.vision.depth)
+        and not is_dropped(name, naming, model.config.vision)
     ]
     problems = []
     for what, names in (("missing", missing), ("unexpected", unexpected)):
@@ -222,6 +225,7 @@ def check_names(
         raise ValueError(f"the weights in {folder} do not fit its config.json: {'. '.join(problems)}")
 
 
+@torch.no_grad()
 def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank: int = 0) -> None:
     """Put every tensor of the plan into the model, holding at most one window of the files besides.
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from janus.config import AnyConfig, JanusFlowConfig
+from janus.config import AnyConfig, JanusFlowConfig, VisionConfig
 
 Layout = Literal["deepseek", "transformers"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
@@ -231,9 +231,12 @@ def sources(names: Iterable[str], naming: Naming) -> dict[str, Source]:
     return {name: source(name, naming) for name in names}
 
 
-def is_dropped(name: str, naming: Naming, vision_depth: int) -> bool:
-    """Whether a checkpoint may hold `name` although nothing computes with it."""
+def is_dropped(name: str, naming: Naming, vision: VisionConfig) -> bool:
+    """Whether a checkpoint may hold `name` although nothing computes with it.
+
+    Of the vision tower these are the blocks above the one that is selected, and no others.
+    """
     block = match(VISION_BLOCK[naming], name)
     if block is not None:
-        return int(block.group(1)) >= vision_depth
+        return vision.depth <= int(block.group(1)) < vision.layers
     return any(match(pattern, name) for pattern in DROPPED[naming])

@@ -225,6 +225,8 @@ def read_generation_defaults(files: Mapping[str, bytes], *, where: str = "the ch
     stated: dict[str, Any] = {
         name: config.number(key, 0) for name, key in names.items() if config.stated(key)
     }
+    if stated.get("temperature", 0) < 0:
+        raise config.fail("temperature", "must be at least 0")
     if config.stated("num_inference_steps"):  # as diffusers calls it
         stated["steps"] = config.whole("num_inference_steps", 0, least=1)
     return stated

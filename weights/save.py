@@ -9,7 +9,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor
 
-from janus.files import write_whole
+from janus.files import require_folder, write_whole
 from janus.models.quantized import unpacked
 from janus.models.seeing import SeeingModel
 from janus.weights.config_files import format_config
@@ -57,10 +57,12 @@ def save(
         dtype=str(model.dtype).removeprefix("torch."),
         image_token_id=image_token_id(model.files),
     )
+    if not str(path).strip():
+        raise ValueError("the folder to save into has no name: give one")
     folder = Path(path).expanduser()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder to save into")
-    folder.mkdir(parents=True, exist_ok=True)
+    require_folder(folder, "name another folder")
     with unpacked(model):
         written = _write_weights(named_tensors(model, layout), folder, limit)
     for stale in {file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)} - written:

@@ -13,6 +13,7 @@ from typing import Literal
 from janus.apps.machine import Cache, Machine, TorchBuild
 from janus.checks import one_line
 from janus.config import FLOW_PRESETS, PRESETS, AnyConfig
+from janus.files import require_place
 
 Status = Literal["ok", "warning", "problem"]
 
@@ -336,6 +337,8 @@ def report(found: list[Finding], *, width: int = 100) -> str:
 def run(json_path: Path | None = None) -> int:
     """Check this machine, print the report and write it to `json_path`; 1 if there is a problem, else 0.
     Raises OSError if the file cannot be written."""
+    if json_path is not None:
+        require_place(json_path, "--json")
     found = findings(Machine())
     print(report(found, width=shutil.get_terminal_size((100, 24)).columns))
     counts = _counts(found)

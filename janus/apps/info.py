@@ -15,6 +15,7 @@ from janus.checks import one_line, require_whole
 from janus.config import LATENT_PATCH, AnyConfig, JanusConfig, JanusFlowConfig
 from janus.drawing.choose import vae_of
 from janus.drawing.flow import latent_size
+from janus.files import require_place
 from janus.inference.cache import bytes_per_position
 from janus.models.quantized import check_quantization, make_quantized
 from janus.models.vae import SDXL, VAEConfig
@@ -210,6 +211,8 @@ def run(
     json_path: Path | None = None,
 ) -> int:
     """Print the report and write it to `json_path`; with `check` 1 where a weight is not finite, else 0."""
+    if json_path is not None:
+        require_place(json_path, "--json")
     facts = describe(path, vae=vae, revision=revision, pictures=pictures, prompt=prompt, answer=answer)
     print(report(facts))
     if check:

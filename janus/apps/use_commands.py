@@ -17,7 +17,7 @@ from janus.apps.command import (
     load_pipeline,
     shows,
 )
-from janus.files import require_place
+from janus.files import require_folder, require_place
 
 
 def _add_answer_options(command: argparse.ArgumentParser) -> None:
@@ -233,6 +233,7 @@ def _convert(options: argparse.Namespace) -> int:
     layout: Any = options.layout or "deepseek"
     checkpoint = inspect(options.source)
     naming_of(checkpoint.model.config, layout)  # raises, before any weight is read, where it has no names
+    require_folder(destination, "name another destination")
     # As stored, not as this machine computes best: converting must not change a number.
     dtype = options.dtype or checkpoint.dtype
     model = load(checkpoint.folder, device="cpu", dtype=dtype, quantize=options.quantize)

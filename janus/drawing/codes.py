@@ -2,20 +2,21 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from numbers import Integral
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from janus.checks import require_whole
+from janus.checks import require_number, require_whole
 from janus.drawing.common import OF_A_FLOW, Options, Watch
 from janus.inference.board import Picture
 from janus.inference.draw import decode_codes, draw_codes
 from janus.inference.progress import Progress
 from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
-from janus.processing.image import load_picture, square_picture, to_pictures, to_signed_pixels
+from janus.processing.image import square_picture, to_pictures, to_signed_pixels
 from janus.processing.processor import Processor
 from janus.weights.processor_config import read_generation_defaults
 
@@ -40,7 +41,8 @@ class CodeDrawing:
             value = getattr(options, name)
             return preset.get(name, default) if value is None else value
 
-        guidance = chosen("guidance", GUIDANCE)
+        wanted = "a finite number, 1 for none"
+        guidance = require_number("guidance", chosen("guidance", GUIDANCE), wanted)
         sampling = Sampling(
             temperature=chosen("temperature", TEMPERATURE), top_k=options.top_k, top_p=options.top_p
         )
@@ -80,7 +82,9 @@ class CodeDrawing:
 
     def _check_size(self, size: int | tuple[int, int] | None) -> None:
         own = self.model.config.picture_size
-        if size is not None and size not in (own, (own, own)):
+        sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+        fits = len(sides) == 2 and all(isinstance(side, Integral) and side == own for side in sides)
+        if size is not None and not fits:
             raise ValueError(
                 f"size {size} cannot be drawn: this model draws {own} x {own} pixels only; resize afterwards"
             )
@@ -97,7 +101,7 @@ class CodeDrawing:
             raise ValueError(
                 f"rows must be from 1 to {grid - 1}, not {rows}: the picture has {grid} rows of codes"
             )
-        picture = load_picture(prefix)
+        picture = self.processor.image.open(prefix)
         if picture.size != (size, size):
             raise ValueError(
                 f"the prefix is {picture.width} x {picture.height}, and this model draws {size} x {size} "

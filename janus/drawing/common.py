@@ -52,6 +52,8 @@ class Watch:
 
     def __post_init__(self) -> None:
         require_whole("preview_every", self.preview_every, least=1)
+        if self.preview is not None and not callable(self.preview):
+            raise ValueError(f"preview must be a function of a list of pictures, not {self.preview!r}")
 
     def show(self, done: int, total: int, pictures: Callable[[], list[Image.Image]]) -> None:
         """Preview what is there after `done` of `total` parts, if somebody wants to see it just then."""

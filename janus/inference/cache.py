@@ -46,11 +46,12 @@ class StaticCache:
         self, config: LanguageConfig, rows: int, capacity: int, *, device: torch.device, dtype: torch.dtype
     ) -> None:
         shape = (config.layers, rows, config.kv_heads, capacity, config.head_width)
-        self.keys = torch.zeros(shape, device=device, dtype=dtype)
-        self.values = torch.zeros(shape, device=device, dtype=dtype)
+        with torch.inference_mode(False):  # made in that mode, they could not be written outside of it
+            self.keys = torch.zeros(shape, device=device, dtype=dtype)
+            self.values = torch.zeros(shape, device=device, dtype=dtype)
+            self.position = torch.zeros(1, dtype=torch.long, device=device)  # `length`, where kernels read it
         self.length = 0
         self.end = 0  # of the call that has begun
-        self.position = torch.zeros(1, dtype=torch.long, device=device)  # `length`, where the kernels read it
         self.valid: Tensor | None = None  # (B, capacity) bool once a row has padding
         self.ends: Tensor | None = None  # what it shows ends where it is filled
         self.starts: Tensor | None = None  # (B,): what `valid` says too, where all padding is on the left

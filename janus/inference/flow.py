@@ -44,7 +44,8 @@ class FlowSampling:
 
     def __post_init__(self) -> None:
         require_whole("steps", self.steps, least=1)
-        require_number("guidance", self.guidance, "a finite number, 1 for none")
+        guidance = require_number("guidance", self.guidance, "a finite number, 1 for none")
+        object.__setattr__(self, "guidance", guidance)
         if self.method not in EVALUATIONS:
             raise ValueError(f"method must be one of {', '.join(EVALUATIONS)}, not {self.method!r}")
 

@@ -33,7 +33,8 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        require_number("temperature", self.temperature, "0 (greedy) or more", least=0)
+        temperature = require_number("temperature", self.temperature, "0 (greedy) or more", least=0)
+        object.__setattr__(self, "temperature", temperature)
         if 0 < self.temperature < COLDEST:
             raise ValueError(
                 f"temperature must be 0 (greedy) or at least {COLDEST}, not {self.temperature!r}"
@@ -41,7 +42,8 @@ class Sampling:
         if self.top_k is not None:
             require_whole("top_k", self.top_k, least=0)
         if self.top_p is not None:
-            require_number("top_p", self.top_p, "above 0 and at most 1", least=SMALLEST, most=1)
+            top_p = require_number("top_p", self.top_p, "above 0 and at most 1", least=SMALLEST, most=1)
+            object.__setattr__(self, "top_p", top_p)
 
     @property
     def greedy(self) -> bool:

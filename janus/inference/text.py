@@ -5,11 +5,12 @@ B rows, S positions, D width, V vocabulary.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
 
-from janus.checks import require_whole
+from janus.checks import NOT_NUMBERS, require_whole
 from janus.inference.cache import Prefix, StaticCache
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
@@ -36,7 +37,7 @@ def check_window(model: SeeingModel, prompt: int, new: int) -> None:
         remedy = (
             f"ask for {window - prompt} or fewer"
             if prompt < window
-            else "shorten the conversation or show fewer pictures"
+            else "shorten what is said, or show fewer pictures"
         )
         raise ValueError(
             f"{prompt} tokens of prompt and {new} new ones are {prompt + new}, over the context window of "
@@ -80,11 +81,17 @@ def generate(
 
 @torch.no_grad()
 def prefill(model: SeeingModel, embeds: Tensor, mask: Tensor | None, cache: StaticCache) -> Tensor:
-    """Read embeddings (B, S, D) into a cache, a piece at a time; -> the last hidden states (B, D)."""
+    """Read embeddings (B, S, D) into a cache, a piece at a time; -> the last hidden states (B, D).
+
+    Raises ValueError where these are not numbers: what would be chosen by them means nothing.
+    """
     for first in range(0, embeds.shape[1], PIECE):
         piece = slice(first, first + PIECE)
         hidden = model.hidden_states(embeds[:, piece], None if mask is None else mask[:, piece], cache)
-    return hidden[:, -1]
+    last = hidden[:, -1]
+    if bool(last.isnan().any()):
+        raise ValueError(f"the language model computes NaN: {NOT_NUMBERS}")
+    return last
 
 
 def read_alone(model: SeeingModel, embeds: Tensor) -> Prefix:
@@ -164,7 +171,8 @@ class Memory:
     """One conversation's cache, so that a next turn computes only what is new in it.
 
     What the cache holds is `ids` and the pictures among them; a prompt shares it up to the first token or
-    picture that differs, wherever that is, and so may just as well be another conversation.
+    picture that differs, wherever that is, and so may just as well be another conversation. It is forgotten
+    when weights change, but for changes that torch does not count either: of a parameter's `data`, in place.
     """
 
     def __init__(self) -> None:
@@ -203,9 +211,9 @@ class Memory:
         The cache has room for them and for `room` more.
         """
         weights = [
-            # Made in inference mode, a parameter counts no versions, and nothing can train it.
-            (id(parameter), None if parameter.is_inference() else parameter._version, parameter.dtype)
-            for parameter in model.parameters()
+            # Made in inference mode, a tensor counts no versions, and nothing can train it.
+            (id(tensor), None if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device)
+            for tensor in chain(model.parameters(), model.buffers())
         ]
         if weights != self.weights:
             # Trained, moved or cast since: what was computed with other weights is no past of theirs.

@@ -104,9 +104,10 @@ class SeeingModel(nn.Module):
         """
         from janus.weights.load import load
 
-        model = load(path, device=device, dtype=dtype, quantize=quantize, revision=revision, token=token)
-        if not isinstance(model, cls):
-            raise ValueError(f"{path} holds a {type(model).__name__}, not a {cls.__name__}")
+        model = load(
+            path, device=device, dtype=dtype, quantize=quantize, revision=revision, token=token, kind=cls
+        )
+        assert isinstance(model, cls)
         return model
 
     def save_pretrained(

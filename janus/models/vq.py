@@ -219,6 +219,7 @@ class VQ(nn.Module):
         """Codes (B, h, w) of any integer dtype -> unit-length entries (B, code_width, h, w)."""
         if codes.ndim != 3 or codes.is_floating_point() or codes.dtype == torch.bool:
             raise ValueError(f"codes must be (B, h, w) integers, not {tuple(codes.shape)} {codes.dtype}")
+        codes = codes.long()  # some integers cannot even be compared
         if codes.numel() and not (int(codes.min()) >= 0 and int(codes.max()) < self.config.codes):
             raise ValueError(
                 f"codes run from {codes.min()} to {codes.max()}, of a codebook of {self.config.codes}"

@@ -16,7 +16,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from janus.checks import one_line
+from janus.checks import NOT_NUMBERS, one_line
 from janus.weights.processor_config import ProcessorConfig
 
 GRAY = (127, 127, 127)
@@ -33,8 +33,11 @@ class ImageProcessor:
 
     def __call__(self, source: Any) -> Tensor:
         """What `load_picture` takes -> (3, S, S) float32. Raises as it does."""
-        picture = load_picture(source, corrected=self.corrected, background=self.config.background)
-        return torch.from_numpy(self.normalize(np.asarray(self.fit(picture))))
+        return torch.from_numpy(self.normalize(np.asarray(self.fit(self.open(source)))))
+
+    def open(self, source: Any) -> Image.Image:
+        """`load_picture`, as this model's pictures are to be read."""
+        return load_picture(source, corrected=self.corrected, background=self.config.background)
 
     def fit(self, picture: Image.Image) -> Image.Image:
         """Resize an RGB picture so that its long side is S, and pad it to S x S.
@@ -139,9 +142,7 @@ def to_pictures(pixels: Tensor, *, rounded: bool = False) -> list[Image.Image]:
         )
     values = pixels.detach().to("cpu", torch.float32).numpy().transpose(0, 2, 3, 1)
     if np.isnan(values).any():
-        raise ValueError(
-            "pixels contain NaN: the model computed no picture; try float32 instead of a 16-bit dtype"
-        )
+        raise ValueError(f"pixels contain NaN, the model computed no picture: {NOT_NUMBERS}")
     values = (np.clip(values, -1, 1) * 0.5 + 0.5) * 255 + 0.5 if rounded else (values + 1) / 2 * 255
     return [Image.fromarray(picture) for picture in np.clip(values, 0, 255).astype(np.uint8)]
 

@@ -23,6 +23,7 @@ from janus.processing.image import ImageProcessor
 from janus.processing.tokenizer import Tokenizer
 from janus.weights.processor_config import (
     has_pro_roles,
+    read_generation_defaults,
     read_processor_config,
     read_side_files,
     read_window,
@@ -65,6 +66,7 @@ class Processor:
         self.config = read_processor_config(files, where=where)
         self.tokenizer = Tokenizer.from_files(files, where=where)
         self.window = read_window(files, where=where)
+        read_generation_defaults(files, where=where)  # raises now, not when the first picture is drawn
         pro_roles = has_pro_roles(self.tokenizer, self.tokenizer.additional)
         self.template = choose_template(self.config.sft_format, pro_roles=pro_roles)
         self.image_id = self.tokenizer.id(self.config.image_tag)

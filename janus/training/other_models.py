@@ -53,7 +53,7 @@ def fill_part(model: AnyModel, part: str, given: Mapping[str, Tensor], stem: str
         for name in given
         if name not in wanted
         and stem + name not in unused
-        and not is_dropped(stem + name, naming, model.config.vision.depth)
+        and not is_dropped(stem + name, naming, model.config.vision)
     ]
     _refuse(part, "missing", wanted - set(given))
     _refuse(part, "unexpected", left)

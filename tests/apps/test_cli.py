@@ -207,6 +207,31 @@ def test_convert_writes_into_new_or_empty_folders_only(
             ["ask", "Hi", "-m", "{checkpoint}", "--temperature", "-1"],
             "temperature must be 0 (greedy) or more",
         ),
+        (
+            ["ask", "a.png", "-i", "What is it?" * 99, "-m", "{checkpoint}"],
+            "What is it?What is it… is not a file: give",
+        ),
+        (["ask", "Hi", "-m", "{checkpoint}", "--revision", "v1"], "revision 'v1' is of models on the hub"),
+        (
+            ["draw", "a", "-m", "{checkpoint}", "-o", "/dev/null/a.png"],
+            "(there is a file where a folder should be): name another with -o",
+        ),
+        (
+            ["draw", "a", "-m", "{checkpoint}", "-o", "a" * 300 + ".png"],
+            "(File name too long): name another with",
+        ),
+        (
+            ["info", "-m", "{checkpoint}", "--json", "/dev/null/a.json"],
+            "(there is a file where a folder should be): name another with --js",
+        ),
+        (
+            ["doctor", "--json", "/dev/null/a.json"],
+            "/dev/null/a.json cannot be written (there is a file where a folder should be): name",
+        ),
+        (
+            ["convert", "{checkpoint}", "/dev/null/a", "--layout", "deepseek"],
+            "/dev/null/a cannot be made (there is a file where a folder should be): name another destination",
+        ),
         (["ask", "Hi", "-m", "{checkpoint}", "--dtype", "int7"], "dtype 'int7' is not supported"),
         (["ask", "Hi", "-m", "{checkpoint}", "--device", "cuda:99"], "device 'cuda:99' is not available"),
         (["ask", "Hi", "-m", "{checkpoint}", "--max-new-tokens", "5000"], "over the context window of 1024"),

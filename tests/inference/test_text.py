@@ -205,7 +205,7 @@ def test_the_window_counts_the_cache(model: Janus, golden: Golden) -> None:
     embeds, _ = inputs("und1", model, golden)
     cache = StaticCache(model.config.language, 1, 1, device=torch.device("cpu"), dtype=torch.float32)
     cache.length = 1000
-    with pytest.raises(ValueError, match=r"1083 tokens of prompt .* shorten the conversation"):
+    with pytest.raises(ValueError, match=r"1083 tokens of prompt .* shorten what is said"):
         generate(model, embeds, end_id=NO_END, max_new_tokens=1, cache=cache)
 
 
@@ -213,5 +213,5 @@ def test_the_window_may_be_filled(model: Janus) -> None:
     check_window(model, 1000, 24)
     with pytest.raises(ValueError, match="are 1025, over the context window of 1024: ask for 24 or fewer"):
         check_window(model, 1000, 25)
-    with pytest.raises(ValueError, match="shorten the conversation or show fewer pictures"):
+    with pytest.raises(ValueError, match="shorten what is said, or show fewer pictures"):
         check_window(model, 1024, 1)

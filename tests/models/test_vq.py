@@ -77,7 +77,7 @@ def test_any_integers_are_codes(model: Janus, close: Callable[[Tensor, Tensor], 
     codes = torch.tensor([[[0, 100], [7, 127]]])
     expected = model.vq.decode(codes)
     assert expected.shape == (1, 3, 16, 16)
-    for dtype in (torch.int32, torch.int16, torch.uint8):
+    for dtype in (torch.int32, torch.int16, torch.uint8, torch.uint16, torch.uint32, torch.uint64):
         close(model.vq.decode(codes.to(dtype)), expected)
 
 

@@ -374,7 +374,7 @@ def test_hub_out_of_order_is_like_no_network(fake: FakeHub, cache: Path) -> None
 @pytest.mark.parametrize(
     ("error", "kind", "words"),
     [
-        (answer(GatedRepoError, 403), PermissionError, ["gated", f"licence at http.*{ID}", "auth login"]),
+        (answer(GatedRepoError, 403), PermissionError, ["gated", f"license at http.*{ID}", "auth login"]),
         (answer(RepositoryNotFoundError, 404), FileNotFoundError, ["no such model", "private", "auth login"]),
         (answer(RevisionNotFoundError, 404), FileNotFoundError, ["no revision 'v9'", "branches, tags"]),
         (answer(HfHubHTTPError, 401), PermissionError, ["token as invalid", "hf auth login", "HF_TOKEN"]),

@@ -59,6 +59,16 @@ def test_forms_of_one_checkpoint_are_one_model(
     assert_equal(load(copied, device="cpu", dtype="bfloat16"), reference)
 
 
+def test_parameters_where_tensors_are_usual(copied: Path, reference: Janus, assert_equal: Equal) -> None:
+    """`torch.save` of `dict(model.named_parameters())`."""
+    tensors = load_file(copied / "model.safetensors")
+    (copied / "model.safetensors").unlink()
+    torch.save(
+        {name: torch.nn.Parameter(value) for name, value in tensors.items()}, copied / "pytorch_model.bin"
+    )
+    assert_equal(load(copied, device="cpu", dtype="bfloat16"), reference)
+
+
 def test_shards_of_the_oracle(shared: Path, reference: Janus, assert_equal: Equal) -> None:
     folder = shared / "oracle" / "januspro" / "checkpoint_sharded_bin"
     assert_equal(load(folder, device="cpu", dtype="bfloat16"), reference)
@@ -230,6 +240,14 @@ def test_unexpected_names(copied: Path) -> None:
     assert message.startswith("unexpected: lora.")
     assert message.count("lora.") == 10
     assert message.endswith("and 2 more")
+
+
+@pytest.mark.usefixtures("unread")
+def test_a_block_that_the_tower_does_not_have(copied: Path) -> None:
+    """Above the layer that is selected there may be some; beyond the tower's own layers none."""
+    name = "vision_model.vision_tower.blocks.99.norm1.weight"
+    change(copied, lambda tensors: tensors.update({name: torch.zeros(1)}))
+    assert complaint(copied) == f"unexpected: {name}"
 
 
 @pytest.mark.usefixtures("unread")

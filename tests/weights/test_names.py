@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from janus.config import PRESETS, JanusConfig
+from janus.config import PRESETS, JanusConfig, VisionConfig
 from janus.models.janus import Janus
 from janus.weights.config_files import format_config
 from janus.weights.load import empty_model, parameter_names, part_sizes
@@ -55,7 +55,7 @@ def test_every_released_tensor_is_one_of_ours_or_dropped(name: str, shared: Path
     ours = foreign_shapes(model, "deepseek")
     assert {key: shape for key, shape in manifest.items() if key in ours} == ours
     left_over = manifest.keys() - ours.keys()
-    assert all(is_dropped(key, "deepseek", model.config.vision.depth) for key in left_over)
+    assert all(is_dropped(key, "deepseek", model.config.vision) for key in left_over)
     assert Counter(key.startswith(POOLING) for key in left_over) == {True: 13, False: 1}
     assert STATISTICS in left_over
 
@@ -65,7 +65,7 @@ def test_nothing_that_the_model_needs_may_be_dropped(name: str) -> None:
     model = meta_model(name)
     for layout in LAYOUTS:
         names = foreign_shapes(model, layout)
-        assert not [key for key in names if is_dropped(key, layout, model.config.vision.depth)]
+        assert not [key for key in names if is_dropped(key, layout, model.config.vision)]
 
 
 NUMBERS = {  # oracle/FACTS.md, section 1
@@ -173,11 +173,17 @@ def test_dots_in_patterns_are_dots() -> None:
     assert match("a.{}.*", "a.b.c") is None
 
 
+TOWER = VisionConfig(
+    image_size=32, patch_size=16, width=8, layers=5, heads=2, mlp_ratio=2, select_layer=3, norm_eps=1e-6
+)
+
+
 @pytest.mark.parametrize(
     ("layout", "name", "dropped"),
     [
         ("deepseek", "vision_model.vision_tower.blocks.3.norm1.weight", True),
         ("deepseek", "vision_model.vision_tower.blocks.2.norm1.weight", False),
+        ("deepseek", "vision_model.vision_tower.blocks.5.norm1.weight", False),  # which the tower never had
         ("transformers", "model.vision_model.encoder.layers.3.mlp.fc1.bias", True),
         ("transformers", "model.vision_model.encoder.layers.2.mlp.fc1.bias", False),
         ("deepseek", "language_model.model.layers.11.self_attn.rotary_emb.inv_freq", True),
@@ -188,7 +194,7 @@ def test_dots_in_patterns_are_dots() -> None:
     ],
 )
 def test_what_a_checkpoint_may_hold_besides(layout: Layout, name: str, dropped: bool) -> None:
-    assert is_dropped(name, layout, vision_depth=3) is dropped
+    assert is_dropped(name, layout, TOWER) is dropped
 
 
 # Transformers' own model

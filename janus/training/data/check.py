@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 from janus.inference.progress import Progress
 from janus.inference.progress import Report as OnProgress
-from janus.processing.image import load_picture
 from janus.processing.processor import Processor
 from janus.training.data.outline import Geometry, Task, outline
 from janus.training.data.rows import PlaceholderMismatch, Resolve, beside, parse_row
@@ -135,7 +134,7 @@ def _problems(
             yield "long", f"{where}: {len(document)} tokens, over the limit of {report.limit}"
     for picture in _pictures(raw, beside(source.path.parent)):
         try:
-            load_picture(picture, corrected=processor.image.corrected)
+            processor.image.open(picture)
         except FileNotFoundError as error:
             yield "missing", f"{where}: {error}"
         except ValueError as error:

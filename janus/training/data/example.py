@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from janus.processing.chat import Message
-from janus.processing.image import load_picture, square_picture, to_signed_pixels
+from janus.processing.image import square_picture, to_signed_pixels
 from janus.processing.processor import Processor
 from janus.training.data.outline import (
     Geometry,
@@ -97,9 +97,7 @@ def picture_target(picture: Any, processor: Processor, size: int, *, at: float =
 
     Not the way of pictures that are seen: padded, they would teach the model to draw the padding.
     """
-    image = processor.image
-    loaded = load_picture(picture, corrected=image.corrected, background=image.config.background)
-    return to_signed_pixels(square_picture(loaded, size, at=at))
+    return to_signed_pixels(square_picture(processor.image.open(picture), size, at=at))
 
 
 def conversation_example(
