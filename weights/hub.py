@@ -60,7 +60,9 @@ def find(
     folder = _local_folder(source)
     if folder is not None:
         if revision is not None:
-            raise ValueError(f"revision {revision!r} is of models on the hub, and {source} is a folder: leave it out")
+            raise ValueError(
+                f"revision {revision!r} is of models on the hub, and {source} is a folder: leave it out"
+            )
         return folder
     repository = _Repository(
         _checked_id(source), revision, token, Path(cache_dir or constants.HF_HUB_CACHE).expanduser()

@@ -192,9 +192,7 @@ def check_names(
     unexpected = [
         name
         for name in stored
-        if name not in expected
-        and name not in tied
-        and not is_dropped(name, naming, model.config.vision)
+        if name not in expected and name not in tied and not is_dropped(name, naming, model.config.vision)
     ]
     problems = []
     for what, names in (("missing", missing), ("unexpected", unexpected)):

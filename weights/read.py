@@ -15,8 +15,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from janus.inference.progress import Progress
+
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
 DTYPES = {**FLOATS, "I8": torch.int8, "U8": torch.uint8}  # integers are weights that were quantized
+MEGABYTE = 1 << 20
+SHOWN_FROM = 1024  # megabytes whose reading takes long enough to be shown
 # How files of weights are called: a model's, and an autoencoder's in diffusers' layout.
 STEMS = (
     ("model", "safetensors"),
@@ -175,14 +179,21 @@ def read(file: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
 
 
 def windows(stored: dict[str, Stored], names: Sequence[str], limit: int) -> Iterator[tuple[Path, list[str]]]:
-    """The names file by file, in runs of at most `limit` bytes (or one tensor), to be read one by one."""
-    for file in sorted({stored[name].file for name in names}):
-        run: list[str] = []
-        size = 0
-        for name in (name for name in names if stored[name].file == file):
-            if run and size + stored[name].bytes > limit:
-                yield file, run
-                run, size = [], 0
-            run.append(name)
-            size += stored[name].bytes
-        yield file, run
+    """The names file by file, in runs of at most `limit` bytes (or one tensor), to be read one by one.
+
+    Of a large model a terminal shows how far the reading is.
+    """
+    megabytes = sum(stored[name].bytes for name in names) // MEGABYTE
+    with Progress(megabytes, "MB", None if megabytes >= SHOWN_FROM else False) as bar:
+        for file in sorted({stored[name].file for name in names}):
+            run: list[str] = []
+            size = 0
+            for name in (name for name in names if stored[name].file == file):
+                if run and size + stored[name].bytes > limit:
+                    yield file, run
+                    bar.advance(size // MEGABYTE)
+                    run, size = [], 0
+                run.append(name)
+                size += stored[name].bytes
+            yield file, run
+            bar.advance(size // MEGABYTE)

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from janus.inference.progress import Progress
 from janus.weights.load import load
 from janus.weights.read import contents, read, weight_files, windows
 
@@ -66,6 +67,25 @@ def test_windows_stay_below_the_limit_and_hold_everything_once(tmp_path: Path) -
         ("y", ["y0"]),
         ("y", ["y1", "y2"]),
     ]
+
+
+def test_a_terminal_shows_how_far_the_reading_of_a_large_model_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[tuple[int, int]] = []
+
+    def bar(total: int, unit: str, show: bool | None) -> Progress:
+        return Progress(total, unit, (lambda *counts: shown.append(counts)) if show is None else False)
+
+    monkeypatch.setattr("janus.weights.read.Progress", bar)
+    save_file({"a": torch.zeros(100), "b": torch.zeros(100)}, tmp_path / SAFETENSORS)
+    stored = contents([tmp_path / SAFETENSORS])
+    list(windows(stored, ["a", "b"], limit=400))
+    assert not shown, "a small model is there at once"
+    monkeypatch.setattr("janus.weights.read.MEGABYTE", 1)
+    monkeypatch.setattr("janus.weights.read.SHOWN_FROM", 800)
+    list(windows(stored, ["a", "b"], limit=400))
+    assert shown == [(400, 800), (800, 800)]
 
 
 # Damaged safetensors
