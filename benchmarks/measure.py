@@ -123,13 +123,13 @@ def peak_around(device: torch.device) -> Iterator[Callable[[], int]]:
     yield lambda: max(0, resident("VmHWM") - before)
 
 
-def copies(cost: Cost, inputs: Sequence[Any], cache: int) -> int:
-    """How many sets of inputs take turns.
+def copies(moved: int, inputs: Sequence[Any], cache: int) -> int:
+    """How many sets of inputs take turns, where each moves so many bytes.
 
     Enough that none stays in the cache till its next turn, within reason: where even MOST_COPIES fit, the op
     finds them there, as it does in a model, where they have just been written.
     """
-    wanted = math.ceil(3 * cache / max(1, cost.bytes))
+    wanted = math.ceil(3 * cache / max(1, moved))
     return max(1, min(wanted, MOST_COPIES, ROOM // max(1, compare.nbytes(inputs))))
 
 
@@ -142,10 +142,21 @@ def differs(case: Case, inputs: Sequence[Any], name: str, result: Any, expected:
     return compare.problem(result, expected, case.dtype)
 
 
-def input_sets(benchmark: ModuleType, case: Case, device: torch.device, cache: int) -> list[Sequence[Any]]:
-    """As many sets of inputs as take turns, each with other numbers."""
+def cost_of(benchmark: ModuleType, case: Case, name: str) -> Cost:
+    """What the implementation `name` moves and computes."""
+    return benchmark.cost_of(case, name) if hasattr(benchmark, "cost_of") else benchmark.cost(case)
+
+
+def input_sets(
+    benchmark: ModuleType, case: Case, names: Sequence[str], device: torch.device, cache: int
+) -> list[Sequence[Any]]:
+    """As many sets of inputs as take turns, each with other numbers.
+
+    Enough for the implementation that moves least: fewer bits of weights must not stay in the cache either.
+    """
+    least = min(cost_of(benchmark, case, name).bytes for name in names)
     sets: list[Sequence[Any]] = []
-    while len(sets) < (copies(benchmark.cost(case), sets[0], cache) if sets else 1):
+    while len(sets) < (copies(least, sets[0], cache) if sets else 1):
         torch.manual_seed(len(sets))
         sets.append(benchmark.inputs(case, device))
         if any(isinstance(value, torch.nn.Module) for value in sets[0]):
@@ -257,7 +268,7 @@ def measure(
     device, machine = session.device, session.machine
     with torch.no_grad():
         try:
-            sets = input_sets(benchmark, case, device, machine.cache)
+            sets = input_sets(benchmark, case, names, device, machine.cache)
         except Exception as error:
             note("inputs", f"could not be made: {_first_line(error)}")
             return [], notes
@@ -274,11 +285,8 @@ def measure(
     del sets, everything, wanted
     release(device)
 
-    def cost(name: str) -> Cost:
-        return benchmark.cost_of(case, name) if hasattr(benchmark, "cost_of") else benchmark.cost(case)
-
     return [
-        row(title(benchmark), case, name, timing, cost(name), peaks[name], session)
+        row(title(benchmark), case, name, timing, cost_of(benchmark, case, name), peaks[name], session)
         for name, timing in timings.items()
     ], notes
 

@@ -211,7 +211,7 @@ def attention_reference(
     if spans is None and mask is None and (not causal or queries in (1, keys)):
         causal = causal and queries > 1  # PyTorch's triangle begins at key 0; the last query sees all
         return _of_pytorch(query, key, value, is_causal=causal, scale=scale, enable_gqa=grouped)
-    if spans is None and mask is None and 0 < queries <= FEW:
+    if spans is None and mask is None and 0 < queries <= FEW and query.device.type == "cpu":
         # As a step does: rounding is the same then, in 16 bits too, whether positions are read one by one or
         # a few at once, and what is drawn by guessing is what is drawn code after code.
         nothing = (None,) * 6
@@ -820,8 +820,9 @@ def _launch_backward(
 # --- the ops ---
 
 
-def _chosen(query: Tensor, *, ragged: bool, dense_mask: bool = False) -> str:
+def _chosen(query: Tensor, key: Tensor, *, causal: bool, ragged: bool, dense_mask: bool = False) -> str:
     """The implementation for such a call."""
+    past = causal and 1 < query.shape[2] != key.shape[2]
     width = query.shape[3]
     widest = WIDEST_FLOAT32 if query.dtype == torch.float32 else WIDEST
     unable = None
@@ -830,7 +831,13 @@ def _chosen(query: Tensor, *, ragged: bool, dense_mask: bool = False) -> str:
     elif width % STEP or width > widest:
         unable = f"in {query.dtype} it takes head sizes in steps of {STEP} up to {widest}, not {width}"
     return choice.implementation(
-        "attention", query, unable=unable, head_width=width, dense_mask=dense_mask, ragged=ragged
+        "attention",
+        query,
+        unable=unable,
+        head_width=width,
+        dense_mask=dense_mask,
+        ragged=ragged,
+        past=past,
     )
 
 
@@ -839,7 +846,8 @@ def attention_op(
     query: Tensor, key: Tensor, value: Tensor, spans: Tensor | None, causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
     _check(query, key, value, causal, scale)
-    runs = _launch_forward if _chosen(query, ragged=spans is not None) == "triton" else _forward_reference
+    chosen = _chosen(query, key, causal=causal, ragged=spans is not None)
+    runs = _launch_forward if chosen == "triton" else _forward_reference
     return runs(query, key, value, spans, causal, scale)
 
 
@@ -864,7 +872,8 @@ def attention_backward_op(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(query, key, value, causal, scale)
-    runs = _launch_backward if _chosen(query, ragged=spans is not None) == "triton" else _backward_reference
+    chosen = _chosen(query, key, causal=causal, ragged=spans is not None)
+    runs = _launch_backward if chosen == "triton" else _backward_reference
     return runs(gradient, query, key, value, spans, output, logsumexp, causal, scale)
 
 
@@ -927,7 +936,7 @@ def attention(
     _check(query, key, value, causal, scale)
     _check_sight(query, key, lengths, offsets, mask)
     ragged = lengths is not None or offsets is not None
-    if _chosen(query, ragged=ragged, dense_mask=mask is not None) == "torch":
+    if _chosen(query, key, causal=causal, ragged=ragged, dense_mask=mask is not None) == "torch":
         return attention_reference(
             query, key, value, causal=causal, lengths=lengths, offsets=offsets, mask=mask, scale=scale
         )

@@ -31,12 +31,13 @@ OPS = (
 OLDEST_CAPABILITY = (8, 0)  # the oldest NVIDIA chip that the kernels are compiled for in the tests
 
 
-def _attention(*, head_width: int, dense_mask: bool, ragged: bool) -> str:
+def _attention(*, head_width: int, dense_mask: bool, ragged: bool, past: bool) -> str:
     """Published figures for an H100 (docs/kernels.md): at d 64 a Triton kernel equals cuDNN, at d 128 cuDNN
-    is half again as fast. With padding or documents PyTorch's fused kernels do not run at all."""
+    is half again as fast. With padding, documents or a past, where the triangle does not begin at the first
+    key, PyTorch's fused kernels do not run at all."""
     if dense_mask:
         return "torch"
-    return "triton" if ragged or head_width <= 64 else "torch"
+    return "triton" if ragged or past or head_width <= 64 else "torch"
 
 
 def _quantized_linear(*, rows: int) -> str:

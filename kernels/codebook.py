@@ -307,7 +307,9 @@ def nearest_code(latents: Tensor, codebook: Tensor) -> Tensor:
 
 def lookup_reference(codes: Tensor, codebook: Tensor) -> Tensor:
     """As `lookup`."""
-    entries = F.embedding(codes.long(), F.normalize(codebook, dim=1))
+    # In float32, where an entry of zeros stays one: 16 bits hold no number as small as what it is divided by.
+    length = codebook.float().norm(dim=1, keepdim=True).to(codebook.dtype).float().clamp_min(TINY)
+    entries = F.embedding(codes.long(), (codebook.float() / length).to(codebook.dtype))
     # Contiguous, or torch would run a decoder behind this in channels-last, where its error is tenfold.
     return entries.permute(0, 3, 1, 2).contiguous()
 

@@ -71,6 +71,56 @@ def _attend_plainly(query: Tensor, keys: Tensor, values: Tensor, scale: float | 
     return mixed.flatten(1, 2).to(query.dtype)
 
 
+def _attend_masked(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    starts: Tensor | None,
+    ends: Tensor | None,
+    prefix_keys: Tensor | None,
+    prefix_values: Tensor | None,
+    prefix_lengths: Tensor | None,
+    prefix_rows: Tensor | None,
+    scale: float | None,
+) -> Tensor:
+    """All rows at once over all that there is, without a look at any number."""
+
+    def column(numbers: Tensor) -> Tensor:
+        return numbers[:, None]
+
+    place = torch.arange(keys.shape[2], device=keys.device)
+    visible = torch.ones(len(query), len(place), dtype=torch.bool, device=keys.device)
+    if starts is not None:
+        visible = visible & (place >= column(starts))
+    if ends is not None:
+        visible = visible & (place < column(ends))
+    if prefix_keys is not None and prefix_values is not None and len(prefix_keys):
+        assert prefix_lengths is not None
+        assert prefix_rows is not None
+        shares = (prefix_rows >= 0) & (prefix_rows < len(prefix_keys))
+        chosen = torch.where(shares, prefix_rows, 0)
+        lengths = torch.where(shares, prefix_lengths[chosen], 0)
+        before = torch.arange(prefix_keys.shape[2], device=keys.device) < column(lengths)
+        visible = torch.cat((before, visible), dim=1)
+        keys = torch.cat((prefix_keys[chosen], keys), dim=2)
+        values = torch.cat((prefix_values[chosen], values), dim=2)
+    if not visible.shape[1]:
+        return torch.zeros_like(query)
+    # What nobody may see can be anything, and a product with NaN is NaN whatever its weight.
+    unseen = ~visible[:, None, :, None]
+    keys, values = keys.masked_fill(unseen, 0), values.masked_fill(unseen, 0)
+    blind = ~visible.any(dim=1)[:, None, None, None]  # it attends to zeros
+    mixed = F.scaled_dot_product_attention(
+        query[:, :, None],
+        keys,
+        values,
+        attn_mask=visible[:, None, None] | blind,
+        scale=scale,
+        enable_gqa=query.shape[1] != keys.shape[1],
+    )
+    return mixed[:, :, 0]
+
+
 def decode_attention_reference(
     query: Tensor,
     keys: Tensor,
@@ -86,11 +136,15 @@ def decode_attention_reference(
 ) -> Tensor:
     """As `decode_attention`, with the prefix's four tensors, or none of them.
 
-    Neighbors that see alike are attended to together, without their padding: it would shift the order of
-    summation, and a row in bfloat16 would depend on the length of those beside it.
+    On a CPU neighbors that see alike are attended to together, without their padding: it would shift the
+    order of summation, and a row in bfloat16 would depend on the length of those beside it. Elsewhere it is
+    masked: the host would wait for the device to know who sees what, and a recording of CUDA may not.
     """
     if starts is None and ends is None and prefix_rows is None and keys.shape[2]:
         return attend(query, keys, values, scale)
+    if query.device.type != "cpu":
+        of_prefix = prefix_keys, prefix_values, prefix_lengths, prefix_rows
+        return _attend_masked(query, keys, values, starts, ends, *of_prefix, scale)
 
     def listed(numbers: Tensor | None, otherwise: int) -> list[int]:
         return [otherwise] * len(query) if numbers is None else numbers.tolist()
@@ -103,7 +157,7 @@ def decode_attention_reference(
         rows = slice(first, first + 1 + len(others))
         own = slice(max(start, 0), max(end, 0))
         k, v = keys[rows, :, own], values[rows, :, own]
-        if prefix_keys is not None and prefix_values is not None and prefix >= 0:
+        if prefix_keys is not None and prefix_values is not None and 0 <= prefix < len(lengths):
             shared = slice(prefix, prefix + 1), slice(None), slice(max(lengths[prefix], 0))
             k, v = (
                 torch.cat((before[shared].expand(len(after), -1, -1, -1), after), dim=2)

@@ -242,6 +242,28 @@ def _(x: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
     return x.new_empty(*x.shape[:-1], packed.shape[0])
 
 
+@torch.library.custom_op("janus::packed_linear_backward", mutates_args=())
+def _packed_linear_backward_op(gradient: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    """The gradient (..., N) of a product times the weight, (..., K)."""
+    return gradient @ dequantize(*unpack(packed, scale), gradient.dtype)
+
+
+@_packed_linear_backward_op.register_fake
+def _(gradient: Tensor, packed: Tensor, scale: Tensor) -> Tensor:
+    return gradient.new_empty(*gradient.shape[:-1], 2 * packed.shape[1])
+
+
+def _packed_setup(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _packed_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    return _packed_linear_backward_op(gradient, *ctx.saved_tensors), None, None
+
+
+packed_linear_op.register_autograd(_packed_backward, setup_context=_packed_setup)
+
+
 # --- on a GPU: weights are read once, as integers, while rows are few ---
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from janus.checks import require_whole
 from janus.inference.batch import at_once
 from janus.inference.cache import Prefix, StaticCache
+from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Sampling
 from janus.inference.step import Step
 from janus.inference.text import Chooser, check_window, read_alone
@@ -49,7 +50,8 @@ def answer(
     if not questions:
         return []
     # Room for twice the longest answer, so that rows are seldom moved to make more.
-    capacity = max(len(question.ids) for question in questions) + 2 * max_new_tokens
+    longest = max(len(question.ids) for question in questions)
+    capacity = capacity_for(model, longest + 2 * max_new_tokens)
     count = min(len(questions), batch_size or at_once(model, capacity))
     answers: list[list[int]] = [[] for _ in questions]
     rows = _Rows(model, questions, count, capacity, end_id, max_new_tokens, sampling, seed)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from janus.checks import require_number
 from janus.inference.cache import Prefix, StaticCache
+from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
 from janus.inference.text import check_window, read_alone
@@ -130,7 +131,7 @@ class Board:
             model.language.config,
             count * (1 if guidance == 1 else 2),
             # The last code is chosen, never fed.
-            longest_prompt + model.config.picture_tokens - 1,
+            capacity_for(model, longest_prompt + model.config.picture_tokens - 1),
             device=device,
             dtype=model.dtype,
         )

@@ -1,9 +1,10 @@
 """A model made ready for inference alone."""
 
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from janus.cpu import HALVES
 from janus.inference.progress import Progress
@@ -32,8 +33,27 @@ def prepare(model: Model, *, compile: bool = False) -> Model:
         for attention in _attentions(model):
             attention.step_attention = attend
     elif compile:
-        model.language.fixed_step = torch.compile(Block.__call__, dynamic=False)
+        model.language.fixed_step = _compiled_step()
     return model
+
+
+def capacity_for(model: SeeingModel, positions: int) -> int:
+    """The capacity of a cache for so many positions.
+
+    Of a compiled model it is one of few, powers of two: compiled code is of one, and after a handful of them
+    torch would compile no more.
+    """
+    return 1 << max(8, (positions - 1).bit_length()) if is_compiled(model) else positions
+
+
+def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
+    compiled = torch.compile(Block.__call__, dynamic=False)
+
+    def step(block: Block, x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor]:
+        # What is added to nothing is what it is, and the first layer is compiled as the others are.
+        return compiled(block, x, torch.zeros_like(x) if residual is None else residual, *rest)
+
+    return step
 
 
 def _pack(model: SeeingModel) -> None:

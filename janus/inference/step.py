@@ -72,15 +72,11 @@ class Step:
             raise ValueError(f"all {self.cache.capacity} positions of the cache are filled")
         if self.run == 0 and compiles(self.model):
             announce("compiling a step of the language model: the first one of its shapes takes a while")
-        if self.recorded and self.run == WARM_UPS:
-            self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph):
-                self.seen = self._compute()
-        if self.graph is None:
-            self.seen = self._compute()
+        if self.recorded and self.run >= WARM_UPS:
+            with torch.cuda.device(self.model.device):  # graphs and events are of the device that is current
+                self._replay()
         else:
-            self.graph.replay()
-            self._keep_pace()
+            self.seen = self._compute()
         self.run += 1
         if self.fixed is not None:
             self.cache.length += 1
@@ -93,6 +89,16 @@ class Step:
         else:
             hidden = language(embeds, None, self.fixed, positions=self.fixed.positions)
         return self._choose(hidden[:, -1])
+
+    def _replay(self) -> None:
+        """One step of the recording, which is made first if there is none."""
+        if self.graph is None:
+            self.graph = torch.cuda.CUDAGraph()
+            # torch's own stream for this is one for all, of the device that was recorded on first.
+            with torch.cuda.graph(self.graph, stream=torch.cuda.Stream(self.model.device)):
+                self.seen = self._compute()
+        self.graph.replay()
+        self._keep_pace()
 
     def _keep_pace(self) -> None:
         """Wait for the step before the last few: the GPU never idles, and what is shown as done nearly is."""

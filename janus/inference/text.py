@@ -12,6 +12,7 @@ from torch import Tensor
 
 from janus.checks import NOT_NUMBERS, require_whole
 from janus.inference.cache import Prefix, StaticCache
+from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
 from janus.kernels.sample import exponential_noise, seed_patterns
@@ -69,7 +70,7 @@ def generate(
     check_window(model, past + length, max_new_tokens)
     if cache is None:
         # The last token is chosen, never fed.
-        capacity = length + max_new_tokens - 1
+        capacity = capacity_for(model, length + max_new_tokens - 1)
         cache = StaticCache(model.language.config, rows, capacity, device=embeds.device, dtype=embeds.dtype)
     if noise is None and not sampling.greedy and (seeds is None or len(seeds) != rows):
         raise ValueError(
@@ -222,7 +223,7 @@ class Memory:
         tokens = model.config.seen_tokens
         starts = image_mask[0].nonzero().flatten().tolist()[::tokens]
         count = self.shared(sequence, pixels, starts, tokens)
-        capacity = len(sequence) + room
+        capacity = capacity_for(model, len(sequence) + room)
         if self.cache is None or self.cache.capacity < capacity:
             old = self.cache
             self.cache = StaticCache(

@@ -83,9 +83,20 @@ def test_what_takes_minutes_is_called_once(fake: Any, session: Session) -> None:
 
 
 def test_one_model_is_enough(fake: Any) -> None:
-    assert len(input_sets(fake.module, fake.module.CASES[0], CPU, 1 << 20)) > 1
+    assert len(input_sets(fake.module, fake.module.CASES[0], ["eager"], CPU, 1 << 20)) > 1
     fake.module.inputs = lambda case, device: (torch.nn.Linear(2, 2), torch.ones(2))
-    assert len(input_sets(fake.module, fake.module.CASES[0], CPU, 1 << 20)) == 1
+    assert len(input_sets(fake.module, fake.module.CASES[0], ["eager"], CPU, 1 << 20)) == 1
+
+
+def test_copies_outgrow_the_cache_for_whoever_moves_least(fake: Any) -> None:
+    case = fake.module.CASES[0]
+    cache = 2 * fake.module.cost(case).bytes
+    often = len(input_sets(fake.module, case, ["eager", "few-bits"], CPU, cache))
+    moved = fake.module.cost(case).bytes
+    fake.module.cost_of = lambda case, name: Cost(moved // (4 if name == "few-bits" else 1), 1, torch.float32)
+    assert len(input_sets(fake.module, case, ["eager"], CPU, cache)) == often
+    sets = input_sets(fake.module, case, ["eager", "few-bits"], CPU, cache)
+    assert len(sets) == min(4 * often, MOST_COPIES) > often
 
 
 def test_peak_around_what_runs_undisturbed() -> None:
@@ -129,9 +140,7 @@ def test_each_copy_of_the_inputs_has_other_numbers_and_each_run_the_same(
 
 def test_copies_outgrow_the_cache_but_not_the_memory() -> None:
     def number(moved: int, held: int, cache: int) -> int:
-        return copies(
-            Cost(moved, 1, torch.float32), [torch.empty(held, dtype=torch.int8, device="meta")], cache
-        )
+        return copies(moved, [torch.empty(held, dtype=torch.int8, device="meta")], cache)
 
     assert number(1 << 20, 1 << 20, 4 << 20) == 12
     assert number(1 << 30, 1 << 30, 4 << 20) == 1

@@ -4,6 +4,7 @@ import contextlib
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -19,6 +20,7 @@ from janus.inference.board import Board, Picture, Prefixes
 from janus.inference.draw import draw_codes, draw_steps
 from janus.inference.prepare import compiles, is_compiled, prepare
 from janus.inference.sampling import Sampling
+from janus.inference.text import generate
 from janus.kernels import choice
 from janus.models.janus import Janus
 from janus.weights.config_files import read_config
@@ -105,11 +107,12 @@ def test_compiled_steps_draw_the_same(
     assert "compiling" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("implementation", choice.IMPLEMENTATIONS)
 def test_a_step_of_fixed_shapes_reads_no_number_on_the_host(
-    data: Path, fixed: None, monkeypatch: pytest.MonkeyPatch
+    implementation: str, data: Path, fixed: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On the meta device, where there are none to read; every op stands for its kernel, as on a GPU."""
-    monkeypatch.setattr(choice, "implementation", lambda *arguments, **facts: "triton")
+    """On the meta device, where there are none to read: by kernels, and on a GPU that cannot run them."""
+    monkeypatch.setattr(choice, "implementation", lambda *arguments, **facts: implementation)
     model = empty_model(read_config(data / "januspro" / "checkpoint")[0])
     board = Board(model, 2, 6, 5.0, Sampling(top_k=10))
     with torch.no_grad():
@@ -119,6 +122,27 @@ def test_a_step_of_fixed_shapes_reads_no_number_on_the_host(
     assert logits.shape == (4, model.config.vq.codes)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
         codes.tolist()  # the check can fail
+
+
+def test_prompts_of_many_lengths_are_compiled_for_once(model: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After eight graphs torch compiles no more: they would be gone after a few answers."""
+    graphs: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=counting))
+    compiled = prepare(copy.deepcopy(model), compile=True)
+    for length in range(4, 15):
+        embeds = compiled.language.embed(torch.arange(1, length)[None])
+        own, expected = (
+            [step.tokens for step in generate(its, embeds, end_id=-1, max_new_tokens=3)]
+            for its in (compiled, model)
+        )
+        assert torch.equal(torch.cat(own), torch.cat(expected))
+    assert len(graphs) == 1
 
 
 BUILD = step_module.Step.__init__
@@ -169,7 +193,8 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
         return made[-1]
 
     @contextlib.contextmanager
-    def recording(recorder: Recorder) -> Iterator[None]:
+    def recording(recorder: Recorder, *, stream: Any) -> Iterator[None]:
+        assert stream == "a stream of cpu", "torch's own would be of the device that was recorded on first"
         with recorder:
             yield
         recorder.undo()
@@ -179,6 +204,8 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> list[Recorder]:
     monkeypatch.setattr(torch.cuda, "CUDAGraph", graph)
     monkeypatch.setattr(torch.cuda, "graph", recording)
     monkeypatch.setattr(torch.cuda, "Event", Mock)
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: f"a stream of {device}")
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
 
     def as_on_a_gpu(self: step_module.Step, *arguments: Any, recordable: bool = True, **options: Any) -> None:
         with monkeypatch.context() as patch:

@@ -624,6 +624,21 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.parametrize(
+    ("queries", "causal", "past"), [(1, True, False), (7, True, True), (20, True, False), (7, False, False)]
+)
+def test_a_past_is_a_reason_for_the_kernel(
+    queries: int, causal: bool, past: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A triangle that does not begin at the first key: PyTorch's fused kernels do not take it."""
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(choice, "implementation", lambda op, *rest, **facts: told.append(facts) or "torch")
+    attention(random(1, 2, queries, 128), *[random(1, 2, 20, 128)] * 2, causal=causal)
+    assert told[0]["past"] == past
+    rule = choice.RULES["attention"]
+    assert rule(head_width=128, dense_mask=False, ragged=False, past=past) == ("triton" if past else "torch")
+
+
 @pytest.mark.parametrize(("wrong", "problem"), REFUSED.values(), ids=REFUSED)
 def test_mistakes_raise(wrong: dict[str, Any], problem: str) -> None:
     good = {"query": random(2, 4, 5, 16), "key": random(2, 2, 7, 16), "value": random(2, 2, 7, 16)}

@@ -193,6 +193,16 @@ def test_entries_are_those_of_the_reference(width: int, dtype: torch.dtype) -> N
     assert error <= 2 * allowed
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_an_entry_of_zeros_stays_one(dtype: torch.dtype) -> None:
+    """In 16 bits, too, which hold no number as small as what a length is at least."""
+    codebook = random(3, 8).to(dtype)
+    codebook[1] = 0
+    entries = lookup(torch.tensor([[[1, 2]]], device=DEVICE), codebook)
+    assert not entries[..., 0].any()
+    assert entries[..., 1].isfinite().all()
+
+
 @pytest.mark.parametrize("implementation", ["triton", "torch"])
 def test_the_codebook_learns_through_its_entries(implementation: str) -> None:
     codebook = random(12, 8, dtype=torch.float32).requires_grad_()

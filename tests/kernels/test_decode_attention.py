@@ -15,9 +15,11 @@ from torch import Tensor
 
 from janus.kernels import choice
 from janus.kernels.decode_attention import (
+    NO_PREFIX,
     SPLIT,
     WIDEST,
     SharedPrefix,
+    _attend_masked,
     compiled_for_cpu,
     decode_attention,
     decode_attention_op,
@@ -154,6 +156,39 @@ def calls(draw: st.DrawFn) -> dict[str, Any]:
         "ends": whole(*ends, dtype=whole_numbers) if draw(st.booleans()) else None,
         "prefix": prefix if draw(st.booleans()) else None,
     }
+
+
+@given(call=calls())
+def test_without_a_look_at_any_number_it_means_the_same(call: dict[str, Any]) -> None:
+    """As plain PyTorch runs where the numbers are on another device; what nobody may see is NaN."""
+    query, keys, values, starts, ends, prefix = (
+        call[name] for name in ("query", "keys", "values", "starts", "ends", "prefix")
+    )
+    for number in range(len(query)):
+        if starts is not None:
+            keys[number, :, : int(starts[number])] = values[number, :, : int(starts[number])] = torch.nan
+        if ends is not None:
+            keys[number, :, int(ends[number]) :] = values[number, :, int(ends[number]) :] = torch.nan
+    of_prefix = NO_PREFIX if prefix is None else (prefix.keys, prefix.values, prefix.lengths, prefix.rows)
+    masked = _attend_masked(query, keys, values, starts, ends, *of_prefix, None)
+    # They sum in another order: a rounding of the result, or of float32 in numbers around 1.
+    tolerance = max(torch.finfo(masked.dtype).eps, 1e-5)
+    torch.testing.assert_close(masked, run("torch", **call), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("implementation", ["triton", "torch", "masked"])
+def test_a_prefix_that_there_is_not_is_none(implementation: str) -> None:
+    query, keys = random(3, 2, 16, seed=1), random(3, 2, 20, 16, seed=2)
+    shared = random(2, 2, 8, 16, seed=3)
+    prefix = SharedPrefix(shared, shared, lengths=whole(8, 5), rows=whole(-1, 2, 1))
+    wanted = expected(query, keys, keys, prefix=replace(prefix, rows=whole(-1, -1, 1)))
+    if implementation == "masked":
+        found = _attend_masked(
+            query, keys, keys, None, None, shared, shared, prefix.lengths, prefix.rows, None
+        )
+    else:
+        found = run(implementation, query, keys, keys, prefix=prefix)
+    torch.testing.assert_close(found, wanted.float())
 
 
 @settings(max_examples=15)

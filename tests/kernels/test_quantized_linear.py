@@ -360,6 +360,12 @@ def test_packed_weights_compile_whole() -> None:
         x = random(rows, 64, dtype=torch.bfloat16, device="cpu")
         compiled = torch.compile(lambda x: packed_linear(x, *packed), fullgraph=True)
         assert torch.equal(compiled(x), packed_linear(x, *packed))
+        gradients = []
+        for call in (compiled, lambda x: packed_linear(x, *packed)):
+            learns = x.float().requires_grad_()
+            call(learns).square().sum().backward()
+            gradients.append(learns.grad)
+        torch.testing.assert_close(*gradients)
 
 
 def test_it_has_a_gradient_in_x(case: tuple[int, int]) -> None:
