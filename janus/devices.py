@@ -59,8 +59,9 @@ def resolve_dtype(
     Beside `quantized` weights an x86 CPU always computes bfloat16 best: aten's kernels are written for it.
     """
     if dtype is None:
-        suits = computes_bfloat16(device) or (quantized and device.type == "cpu" and cpu.is_x86())
-        if stored == torch.bfloat16 and suits:
+        if quantized and device.type == "cpu" and cpu.is_x86():
+            return torch.bfloat16
+        if stored == torch.bfloat16 and computes_bfloat16(device):
             return stored
         return stored if stored == torch.float16 and device.type in ("cuda", "mps") else torch.float32
     chosen = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype

@@ -1,25 +1,37 @@
 """Files that are written whole or not at all, and places to write to that are tried before the work."""
 
 import os
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+UNFINISHED = ".partial"
 
-def write_whole(file: Path, content: bytes | Callable[[Path], object], mark: str = "") -> None:
+
+def write_whole(file: Path, content: bytes | Callable[[Path], object]) -> None:
     """Write a file, or have it written, under another name, and let it take the place of `file` then.
 
-    A failure leaves what was there, and nothing beside it. Several processes that may write one file give
-    each a `mark` of its own.
+    A failure leaves what was there, and nothing beside it; of processes that write at once the last counts.
     """
-    unfinished = file.with_name(f".{file.name}{mark}.partial")
+    temporary = unfinished(file)
     try:
         if isinstance(content, bytes):
-            unfinished.write_bytes(content)
+            temporary.write_bytes(content)
         else:
-            content(unfinished)
-        unfinished.replace(file)
+            content(temporary)
+        temporary.replace(file)
     finally:
-        unfinished.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def unfinished(file: Path) -> Path:
+    """Where this process writes what is to become `file`: no other does, and nobody takes it for a file."""
+    return file.with_name(f".{file.name}.{os.getpid()}-{secrets.token_hex(4)}{UNFINISHED}")
+
+
+def is_unfinished(file: Path) -> bool:
+    """Whether a process that was killed left it."""
+    return file.name.startswith(".") and file.name.endswith(UNFINISHED)
 
 
 def require_place(file: Path, option: str, ending: str = "") -> None:

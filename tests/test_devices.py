@@ -101,7 +101,7 @@ def test_beside_quantized_weights_an_x86_cpu_computes_bfloat16(
     monkeypatch.setattr(devices, "computes_bfloat16", lambda _: False)
     monkeypatch.setattr("platform.machine", lambda: machine)
     assert resolve_dtype(None, device, torch.bfloat16, quantized=True) == expected
-    assert resolve_dtype(None, device, torch.float32, quantized=True) == torch.float32
+    assert resolve_dtype(None, device, torch.float32, quantized=True) == expected
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,25 @@ def test_wheel_holds_the_sources_and_nothing_else(built: Path) -> None:
         assert "LICENSE" in metadata
 
 
+@pytest.mark.parametrize("lost", LINKED)
+def test_a_copy_that_has_lost_a_link_is_not_built(lost: str, tmp_path: Path) -> None:
+    """As a zip's, where a link is a text file: the wheel would lack the package, and nobody would be told."""
+    for name in ("setup.py", "pyproject.toml"):
+        (tmp_path / name).write_bytes((REPOSITORY / name).read_bytes())
+    (tmp_path / "janus").mkdir()
+    for name in LINKED:
+        (tmp_path / "janus" / name).symlink_to(REPOSITORY / name)
+    (tmp_path / "janus" / lost).unlink()
+    (tmp_path / "janus" / lost).write_text(f"../{lost}")
+    command = [sys.executable, "setup.py", "--name"]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert run.returncode == 1
+    assert (
+        f"janus/{lost} is no link to {lost}/ in this copy, as after unpacking a zip: install a clone"
+        in run.stderr
+    )
+
+
 def test_sdist_holds_the_sources(built: Path) -> None:
     (sdist,) = built.glob("*.tar.gz")
     with tarfile.open(sdist) as archive:

@@ -1,5 +1,6 @@
 """Where a model's files are: a local folder as it is, or a hub id by way of the Hugging Face cache."""
 
+import contextlib
 import errno
 import re
 import shutil
@@ -257,7 +258,9 @@ class _Repository:
         required = sum(size for name, size in sizes.items() if not self._is_cached(name))
         # Releases of huggingface_hub that resume in mid-file continue what they find here.
         blobs = self.cache / f"models--{self.id.replace('/', '--')}" / "blobs"
-        required -= sum(path.stat().st_size for path in blobs.glob("*.incomplete"))
+        for path in blobs.glob("*.incomplete"):
+            with contextlib.suppress(FileNotFoundError):  # another process has finished it meanwhile
+                required -= path.stat().st_size
         existing = next(path for path in (self.cache, *self.cache.absolute().parents) if path.exists())
         if required > (free := shutil.disk_usage(existing).free):
             raise OSError(

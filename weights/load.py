@@ -6,6 +6,7 @@ as soon as it has been read. `load` returns the model in evaluation mode.
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
@@ -55,6 +56,13 @@ class Checkpoint:
         dtype = self.stored[self.plan["language.embed.weight"].names[0]].dtype
         assert dtype is not None  # else `inspect` would have raised
         return dtype
+
+    @property
+    def widest(self) -> torch.dtype:
+        """The dtype that holds the numbers of all weights, whatever each is stored in."""
+        own = dtypes(self.model)  # integers and their scales
+        names = [each for name, source in self.plan.items() if name not in own for each in source.names]
+        return reduce(torch.promote_types, {self.stored[name].dtype or torch.float32 for name in names})
 
 
 def load(
@@ -256,6 +264,8 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank:
                 begun[name] = dict(zip(source.names, rows.split(sizes), strict=True))
             place = begun[name].pop(part)
             place.copy_(_share(tensor, place.shape, rank))
+            if dtype == torch.float16 and bool((place.isinf() & tensor.to(place.device).isfinite()).any()):
+                raise ValueError(f"{part} holds numbers that float16 does not: name bfloat16 or float32")
             if not begun[name]:
                 del begun[name]
                 if name in kept:

@@ -6,16 +6,17 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
-from janus.files import require_folder, write_whole
+from janus.files import require_folder, unfinished, write_whole
 from janus.models.quantized import unpacked
 from janus.models.seeing import SeeingModel
 from janus.weights.config_files import format_config
 from janus.weights.load import parameter_names, part_sizes
 from janus.weights.names import LAYOUTS, Layout, naming_of, sources
+from janus.weights.processor_config import SIDE_FILES
 from janus.weights.side_files import convert_side_files, image_token_id
+from janus.weights.write import write_tensors
 
 # Every name that saving gives to a file of weights: others in the folder are not ours to remove.
 WEIGHTS = re.compile(r"model(-\d{5,}-of-\d{5,})?\.safetensors|model\.safetensors\.index\.json")
@@ -33,23 +34,9 @@ def save(
 
     `max_shard_size`, bytes or like "2GB", splits the weights into several files with an index. Files are
     written beside their final names and moved there when all weights are whole. A quantized model is written
-    quantized. ValueError for a layout or size that is none, for a layout that has no such model, and for a
-    model split over several processes.
+    quantized. ValueError as `require_savable` raises.
     """
-    if model.language.mesh is not None:
-        raise ValueError(
-            f"this process holds one of {model.language.mesh.size()} shares of the model: save it from a "
-            "process that loaded it whole"
-        )
-    if layout not in LAYOUTS:
-        raise ValueError(f"layout {layout!r} is unknown: name one of {', '.join(LAYOUTS)}")
-    naming_of(model.config, layout)  # raises where the layout has no such model
-    if layout == "transformers" and model.config.quantization is not None:
-        raise ValueError(
-            f"this model is quantized to {model.config.quantization}, which transformers cannot read: name "
-            "the layout deepseek, or convert the checkpoint that it was loaded from"
-        )
-    limit = None if max_shard_size is None else _parse_size(max_shard_size)
+    limit = require_savable(model, layout, max_shard_size)
     side_files = convert_side_files(model.files, layout)
     config = format_config(
         model.config,
@@ -69,6 +56,33 @@ def save(
         stale.unlink()
     for name, content in {**side_files, "config.json": _json_bytes(config)}.items():
         write_whole(folder / name, content)
+    if side_files:  # else the folder's own are all there are
+        for name in set(SIDE_FILES) - set(side_files):
+            (folder / name).unlink(missing_ok=True)  # another checkpoint's, which would speak for this one
+
+
+def require_savable(
+    model: SeeingModel, layout: Layout, max_shard_size: int | str | None = None
+) -> int | None:
+    """-> the bytes of a file at most, None for any number. No weight is looked at.
+
+    ValueError for a layout or size that is none, for a layout that has no such model, and for a model split
+    over several processes.
+    """
+    if model.language.mesh is not None:
+        raise ValueError(
+            f"this process holds one of {model.language.mesh.size()} shares of the model: save it from a "
+            "process that loaded it whole"
+        )
+    if layout not in LAYOUTS:
+        raise ValueError(f"layout {layout!r} is unknown: name one of {', '.join(LAYOUTS)}")
+    naming_of(model.config, layout)  # raises where the layout has no such model
+    if layout == "transformers" and model.config.quantization is not None:
+        raise ValueError(
+            f"this model is quantized to {model.config.quantization}, which transformers cannot read: name "
+            "the layout deepseek, or convert the checkpoint that it was loaded from"
+        )
+    return None if max_shard_size is None else _parse_size(max_shard_size)
 
 
 def named_tensors(model: SeeingModel, layout: Layout) -> dict[str, Tensor]:
@@ -115,16 +129,8 @@ def _write_weights(named: Mapping[str, Tensor], folder: Path, limit: int | None)
                 else f"model-{number:05}-of-{len(shards):05}.safetensors"
             )
             weight_map.update(dict.fromkeys(shard, file))
-            temporary = partial[folder / file] = folder / f".{file}.partial"
-            temporary.touch()
-            # As the umask has it; safetensors would shut out all but the owner.
-            mode = temporary.stat().st_mode
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in shard.items()},
-                temporary,
-                metadata={"format": "pt"},
-            )
-            temporary.chmod(mode)
+            temporary = partial[folder / file] = unfinished(folder / file)
+            write_tensors(shard, temporary, metadata={"format": "pt"})
         # All shards are whole before the first takes its place: no failure mixes two checkpoints.
         for final, temporary in partial.items():
             os.replace(temporary, final)

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from janus.devices import resolve_device, resolve_dtype
@@ -19,6 +18,7 @@ from janus.weights.hub import find
 from janus.weights.json_object import JsonObject, parse_object
 from janus.weights.names import match
 from janus.weights.read import FLOATS, Stored, choose_weights, contents, read, weight_files, windows
+from janus.weights.write import write_tensors
 
 RELEASED = "stabilityai/sdxl-vae"  # the one that JanusFlow was trained on
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -81,7 +81,10 @@ def load_vae(
     try:
         folder = find(path, revision=revision, token=token)
     except OSError as error:
-        raise type(error)(f"the autoencoder of JanusFlow's pictures is not there: {error}") from error
+        raise type(error)(
+            f"the autoencoder of JanusFlow's pictures is not there: {error}. One is a folder with config.json"
+            f" and {WEIGHTS}, or a hub id such as {RELEASED}"
+        ) from error
     config = read_vae_config(folder)
     if not choose_weights(file.name for file in folder.iterdir()):
         raise FileNotFoundError(f"{folder} holds no weights of an autoencoder, which {WEIGHTS} would be")
@@ -109,17 +112,8 @@ def save_vae(vae: VAE, path: str | Path) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"{folder} is a file: name a folder to save into")
     folder.mkdir(parents=True, exist_ok=True)
-    named = {
-        stored_names(name)[0]: tensor.detach().cpu().contiguous() for name, tensor in vae.state_dict().items()
-    }
-
-    def write(file: Path) -> None:
-        file.touch()
-        mode = file.stat().st_mode  # as the umask has it; safetensors would shut out all but the owner
-        save_file(named, file, metadata={"format": "pt"})
-        file.chmod(mode)
-
-    write_whole(folder / WEIGHTS, write)
+    named = {stored_names(name)[0]: tensor for name, tensor in vae.state_dict().items()}
+    write_whole(folder / WEIGHTS, lambda file: write_tensors(named, file, metadata={"format": "pt"}))
     config = json.dumps(format_vae_config(vae.config), indent=2, ensure_ascii=False) + "\n"
     write_whole(folder / "config.json", config.encode())
 

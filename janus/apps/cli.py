@@ -79,6 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; -> its exit status. What a user can cause is one line on stderr and status 2."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # An answer, or a help text, may hold what the output's encoding has no letter for.
+        sys.stdout.reconfigure(errors="replace")
     options = build_parser().parse_args(arguments)
     if not is_parallel(options):
         return _run(options)
@@ -98,10 +101,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(
-            errors="replace"
-        )  # an answer may hold what the output's encoding has no letter for
     silence = contextlib.nullcontext() if shows(options) else contextlib.redirect_stdout(io.StringIO())
     try:
         with warnings.catch_warnings(), silence:

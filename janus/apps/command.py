@@ -31,16 +31,19 @@ def add_quantize_option(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_model_options(command: argparse.ArgumentParser) -> None:
+def add_model_options(command: argparse.ArgumentParser, *, speaks: bool = True) -> None:
+    """Those of loading a model; without those of its language model where the command does not use it."""
     add_checkpoint_options(command)
     command.add_argument("--device", help="cpu, cuda, cuda:1, mps (the best there is)")
     command.add_argument(
         "--dtype", help="bfloat16, float16 or float32 (the weights' own, where computed well)"
     )
-    add_quantize_option(command)
-    command.add_argument(
-        "--compile", action="store_true", help="give the language model's steps to torch.compile"
-    )
+    if speaks:
+        add_quantize_option(command)
+        command.add_argument(
+            "--compile", action="store_true", help="give the language model's steps to torch.compile"
+        )
+    command.set_defaults(quantize=None, compile=False)
     command.add_argument(
         "--corrected-pictures",
         action="store_true",

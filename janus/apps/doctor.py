@@ -5,7 +5,7 @@ import json
 import re
 import shutil
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -71,8 +71,14 @@ def check_python(version: tuple[int, int, int], *, processor: str, translated: b
     return Finding("python", "ok", text)
 
 
-def check_janus(version: str | None) -> Finding:
-    """The installed janus-torch distribution."""
+def check_janus(version: str | None, absent: Sequence[str] = ()) -> Finding:
+    """The installed janus-torch distribution, and its packages that are `absent`."""
+    if absent:
+        text = (
+            f"{' and '.join(absent)} cannot be found: the copy that was installed has text files where these "
+            "are links; install a clone made by git (on Windows with -c core.symlinks=true), or the wheel"
+        )
+        return Finding("janus-torch", "problem", text)
     if version is None:
         text = "not installed, a bare source tree: `pip install -e .` adds the command `janus`"
         return Finding("janus-torch", "warning", text)
@@ -264,7 +270,7 @@ def findings(machine: Machine) -> list[Finding]:
     """Every check of `machine`, in the order of the report. A check that raises is a problem of its own."""
     return [
         *_guarded("python", lambda: [_python(machine)]),
-        *_guarded("janus-torch", lambda: [check_janus(machine.version("janus-torch"))]),
+        *_guarded("janus-torch", lambda: [check_janus(machine.version("janus-torch"), machine.absent())]),
         *_guarded("import name", lambda: [check_clash(machine.version("janus"))]),
         *_torch_and_gpus(machine),
         *_guarded("torchvision", lambda: [check_torchvision(*machine.module("torchvision"))]),

@@ -136,6 +136,10 @@ class Machine:
         except importlib.metadata.PackageNotFoundError:
             return None
 
+    def absent(self) -> list[str]:
+        """The packages of ours that cannot be found."""
+        return [name for name in ("janus.kernels", "janus.weights") if importlib.util.find_spec(name) is None]
+
     def module(self, name: str) -> tuple[str | None, str | None]:
         """The version of a module (None: not installed) and what its import raised."""
         if importlib.util.find_spec(name) is None:

@@ -17,7 +17,7 @@ from janus.apps.command import (
     load_pipeline,
     shows,
 )
-from janus.files import require_folder, require_place
+from janus.files import is_unfinished, require_folder, require_place
 
 
 def _add_answer_options(command: argparse.ArgumentParser) -> None:
@@ -168,7 +168,7 @@ def _reconstruct_options(command: argparse.ArgumentParser) -> None:
         "-o", "--output", type=Path, default=Path("reconstruction.png"), help="(%(default)s)"
     )
     add_vae_option(command)
-    add_model_options(command)
+    add_model_options(command, speaks=False)
 
 
 def _reconstruct(options: argparse.Namespace) -> int:
@@ -218,11 +218,11 @@ def _convert_options(command: argparse.ArgumentParser) -> None:
 
 def _convert(options: argparse.Namespace) -> int:
     from janus.weights.load import inspect, load
-    from janus.weights.names import naming_of
+    from janus.weights.save import require_savable
     from janus.weights.vae import own_vae
 
     destination = options.destination
-    if destination.exists() and (not destination.is_dir() or any(destination.iterdir())):
+    if destination.exists() and not (destination.is_dir() and all(map(is_unfinished, destination.iterdir()))):
         raise ValueError(f"{destination} is not empty: name a folder that is new or empty")
     if options.layout is None and options.quantize is None:
         raise ValueError(
@@ -232,10 +232,12 @@ def _convert(options: argparse.Namespace) -> int:
         raise ValueError("transformers cannot read weights that are quantized here: leave --layout away")
     layout: Any = options.layout or "deepseek"
     checkpoint = inspect(options.source)
-    naming_of(checkpoint.model.config, layout)  # raises, before any weight is read, where it has no names
+    require_savable(checkpoint.model, layout, options.max_shard_size)  # before any weight is read
     require_folder(destination, "name another destination")
+    for left in destination.iterdir():  # by one that was killed
+        left.unlink()
     # As stored, not as this machine computes best: converting must not change a number.
-    dtype = options.dtype or checkpoint.dtype
+    dtype = options.dtype or checkpoint.widest
     model = load(checkpoint.folder, device="cpu", dtype=dtype, quantize=options.quantize)
     model.save_pretrained(destination, layout=layout, max_shard_size=options.max_shard_size)
     if vae := own_vae(checkpoint.folder):

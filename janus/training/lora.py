@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from janus.checks import one_line
 from janus.files import write_whole
 from janus.training.parts import AnyModel, freeze, trained
 from janus.training.recipe_sections import LoRA
+from janus.weights.write import write_tensors
 
 NAME = "default"  # peft can have several in a model
 WEIGHTS = "adapter_model.safetensors"
@@ -97,11 +98,11 @@ def save_adapters(model: AnyModel, folder: str | Path) -> Path:
         raise ValueError("the model has no adapters to save: add_adapters gives it some")
     folder.mkdir(parents=True, exist_ok=True)
     weights = {
-        f"{PREFIX}{name}.{kind}.weight": getattr(layer, kind)[NAME].weight.detach().cpu().contiguous()
+        f"{PREFIX}{name}.{kind}.weight": getattr(layer, kind)[NAME].weight
         for name, layer in layers.items()
         for kind in ("lora_A", "lora_B")
     }
-    write_whole(folder / WEIGHTS, lambda file: save_file(weights, file, metadata={"format": "pt"}))
+    write_whole(folder / WEIGHTS, lambda file: write_tensors(weights, file, metadata={"format": "pt"}))
     given: Any = model.peft_config
     config = copy.copy(given[NAME])
     config.inference_mode = True  # what peft reads adapters for, unless it is told otherwise

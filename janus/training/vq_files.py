@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from janus.checks import one_line
 from janus.config import VQConfig
@@ -14,6 +14,7 @@ from janus.files import write_whole
 from janus.models.janus import Janus
 from janus.models.vq import VQ
 from janus.training.architecture import parse_architecture, render_architecture
+from janus.weights.write import write_tensors
 
 VQ_WEIGHTS, VQ_SIZES = "vq.safetensors", "vq.json"
 
@@ -22,8 +23,7 @@ def save_vq(vq: VQ, folder: Path) -> None:
     """Write a tokenizer by itself: its weights and its sizes, which `load_vq` reads."""
     folder.mkdir(parents=True, exist_ok=True)
     sizes = render_architecture(vq.config)
-    weights = {name: tensor.cpu() for name, tensor in vq.state_dict().items()}
-    write_whole(folder / VQ_WEIGHTS, lambda file: save_file(weights, file))
+    write_whole(folder / VQ_WEIGHTS, lambda file: write_tensors(vq.state_dict(), file))
     write_whole(folder / VQ_SIZES, (json.dumps(sizes, indent=1) + "\n").encode())
 
 

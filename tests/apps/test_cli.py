@@ -1,8 +1,10 @@
 """The command line as a user meets it: what it prints, what it writes, and how it fails."""
 
+import importlib
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,11 +13,15 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 import janus
 from janus.apps import cli, info, use_commands
+from janus.files import unfinished
 from janus.inference import draw
 from janus.weights.load import inspect, load
+
+load_module = importlib.import_module("janus.weights.load")  # the package has a function of that name
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COMMANDS = ("ask", "chat", "draw", "reconstruct", "info", "convert", "doctor")
@@ -187,6 +193,68 @@ def test_convert_there_and_back(
     # Without --dtype the stored precision stays, whatever this machine computes best.
     stored = inspect(back).dtype
     assert stored == (torch.float32 if dtype else torch.bfloat16)
+
+
+def test_convert_changes_no_number_where_dtypes_are_mixed(checkpoint: str, tmp_path: Path) -> None:
+    mixed = Path(shutil.copytree(checkpoint, tmp_path / "mixed"))
+    tensors = load_file(mixed / "model.safetensors")
+    for name in tensors:
+        if name.startswith("gen_vision_model."):
+            tensors[name] = tensors[name].float() * (1 + 2**-12)  # as 16 bits do not have it
+    save_file(tensors, mixed / "model.safetensors")
+    assert cli.main(["convert", str(mixed), str(tmp_path / "there"), "--layout", "deepseek"]) == 0
+    written = load_file(tmp_path / "there" / "model.safetensors")
+    assert all(
+        torch.equal(written[name], tensor.float()) for name, tensor in tensors.items() if name in written
+    )
+
+
+def test_what_float16_does_not_hold_is_not_written(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = Path(shutil.copytree(checkpoint, tmp_path / "large"))
+    tensors = load_file(large / "model.safetensors")
+    tensors["aligner.layers.0.bias"][3] = 1e5
+    save_file(tensors, large / "model.safetensors")
+    there = tmp_path / "there"
+    assert cli.main(["convert", str(large), str(there), "--layout", "deepseek", "--dtype", "float16"]) == 2
+    assert (
+        "aligner.layers.0.bias holds numbers that float16 does not: name bfloat16" in capsys.readouterr().err
+    )
+    assert list(there.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layout", "deepseek", "--max-shard-size", "banana"], "max_shard_size 'banana' is not a size"),
+        (["--layout", "transformers"], "this model is quantized to int8, which transformers cannot read"),
+    ],
+)
+def test_convert_refuses_before_any_weight_is_read(
+    options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], checkpoint: str
+) -> None:
+    quantized, there = tmp_path / "quantized", tmp_path / "there"
+    load(checkpoint, device="cpu", quantize="int8").save_pretrained(quantized)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(load_module, "fill", lambda *given: pytest.fail("weights were read"))
+        assert cli.main(["convert", str(quantized), str(there), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not there.exists()
+
+
+def test_convert_goes_on_where_one_was_killed(checkpoint: str, tmp_path: Path) -> None:
+    there = tmp_path / "there"
+    there.mkdir()
+    unfinished(there / "model.safetensors").write_bytes(b"half of it")
+    assert cli.main(["convert", checkpoint, str(there), "--layout", "deepseek"]) == 0
+    assert not [file for file in there.iterdir() if file.name.startswith(".")]
+
+
+def test_help_is_printed_whatever_the_output_can_spell() -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    run = subprocess.run([sys.executable, "-m", "janus", "--help"], capture_output=True, env=environment)
+    assert run.returncode == 0, run.stderr
 
 
 def test_convert_writes_into_new_or_empty_folders_only(

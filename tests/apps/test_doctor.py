@@ -41,6 +41,7 @@ def made_up(**facts: Any) -> Any:
         "offline": False,
         "memory": 128 * 10**9,
         "version": {"janus-torch": "0.1.0"}.get,
+        "absent": list,
         "module": lambda name: ("3.7.1", None) if name == "triton" else (None, None),
     }
 
@@ -72,6 +73,9 @@ def test_python(version: tuple[int, int, int], translated: bool, status: str) ->
 def test_janus_not_installed() -> None:
     assert doctor.check_janus("0.1.0").status == "ok"
     assert "pip install -e ." in doctor.check_janus(None).text
+    assert Machine().absent() == []
+    lost = doctor.check_janus("0.1.0", ["janus.weights"])
+    assert (lost.status, "janus.weights cannot be found" in lost.text) == ("problem", True)
 
 
 @pytest.mark.parametrize(

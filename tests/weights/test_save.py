@@ -3,6 +3,7 @@
 import importlib
 import json
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,29 @@ def test_files_of_an_earlier_checkpoint_are_gone(
     assert_equal(load(tmp_path / "over", device="cpu"), model)
 
 
+def test_side_files_of_an_earlier_checkpoint_are_gone(checkpoint: Path, tmp_path: Path) -> None:
+    """They would say how this one draws and speaks."""
+    model = load(checkpoint, device="cpu")
+    model.files.pop("generation_config.json", None)
+    assert "tokenizer.json" in model.files
+    for name in ("generation_config.json", "chat_template.jinja"):
+        (tmp_path / name).write_text("of another")
+    model.save_pretrained(tmp_path)
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"config.json", "model.safetensors", *model.files}
+    model.files = {}
+    model.save_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == names, "of one without any, the folder's stay"
+
+
+def test_several_may_save_into_one_folder_at_once(model: Janus, tmp_path: Path, assert_equal: Equal) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for done in [pool.submit(model.save_pretrained, tmp_path) for _ in range(12)]:
+            done.result()
+    assert not [file.name for file in tmp_path.iterdir() if file.name.startswith(".")]
+    assert_equal(load(tmp_path, device="cpu", dtype=model.dtype), model)
+
+
 def test_files_of_the_users_own_are_left_alone(model: Janus, tmp_path: Path) -> None:
     own = ["model-ema.safetensors", "model_lora.safetensors", "model.safetensors.bak", "notes.txt"]
     for name in own:
@@ -256,7 +280,7 @@ def test_failure_in_the_middle_leaves_the_earlier_checkpoint_whole(
         if calls == fails_at or after is None:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(save_module, "save_file", save_some)
+    monkeypatch.setattr("janus.weights.write.save_file", save_some)
     with pytest.raises(OSError, match="No space left"):
         model.save_pretrained(tmp_path, max_shard_size=after)
     assert {file.name for file in tmp_path.iterdir()} == files

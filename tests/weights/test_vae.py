@@ -478,7 +478,7 @@ def test_a_failure_leaves_what_was_there(
         raise OSError("no space left")
 
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
-    monkeypatch.setattr(vae_module, "save_file", fail)
+    monkeypatch.setattr("janus.weights.write.save_file", fail)
     with pytest.raises(OSError, match="no space left"):
         save_vae(reference, folder)
     assert {file.name: file.read_bytes() for file in folder.iterdir()} == before

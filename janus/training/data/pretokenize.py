@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from janus.checks import one_line, require_whole
@@ -29,6 +28,7 @@ from janus.training.data.mixture import Source
 from janus.training.data.outline import Geometry
 from janus.training.data.rows import Drawing, Row, located
 from janus.training.data.sources import JsonLines
+from janus.weights.write import write_tensors
 
 MANIFEST = "manifest.json"
 CODING_PARTS = ("encoder", "quant_conv", "codebook")  # of a VQ tokenizer; its decoder may go on learning
@@ -185,7 +185,7 @@ def _begin(folder: Path, manifest: Mapping[str, Any], rank: int) -> None:
                 )
         return
     text = json.dumps(manifest, indent=1) + "\n"
-    write_whole(folder / MANIFEST, text.encode(), f".{rank}")
+    write_whole(folder / MANIFEST, text.encode())
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -222,8 +222,8 @@ def _write(folder: Path, shard: int, codes: Tensor, prompts: list[dict[str, str]
     """The two files of a shard; the codes come last, for what has them is whole."""
     path = _path(folder, shard)
     lines = "".join(json.dumps(entry) + "\n" for entry in prompts)
-    write_whole(path.with_suffix(".jsonl"), lines.encode(), f".{rank}")
-    write_whole(path, lambda path: save_file({"codes": codes}, path), f".{rank}")
+    write_whole(path.with_suffix(".jsonl"), lines.encode())
+    write_whole(path, lambda path: write_tensors({"codes": codes}, path))
 
 
 def _shards(manifest: Mapping[str, Any]) -> int:
