@@ -32,8 +32,3 @@ def has_fbgemm() -> bool:
 def widens(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether 16 bits are better computed in float32 on that device."""
     return device.type == "cpu" and dtype in HALVES and not has_onednn(dtype)
-
-
-def computed_in(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What products of that dtype are best computed in on that device: itself, or float32 in its place."""
-    return torch.float32 if widens(device, dtype) else dtype

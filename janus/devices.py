@@ -6,6 +6,13 @@ import torch
 
 from janus import cpu
 
+MEMORY = Path("/proc/meminfo")
+# Where a container's limit stands in cgroup v2 and v1, what is taken of it, and how much of that by files.
+CONTAINERS = (
+    (Path("/sys/fs/cgroup/memory.max"), "memory.current", "inactive_file"),
+    (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), "memory.usage_in_bytes", "total_inactive_file"),
+)
+
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """The device named, checked to be there; without a name cuda, then mps, then cpu.
@@ -47,6 +54,19 @@ def computes_bfloat16(device: torch.device) -> bool:
     return False
 
 
+def computed_in(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What products of that dtype are best computed in on that device: itself, or float32 in its place.
+
+    Of a GPU that is not there it is itself.
+    """
+    if device.type == "cpu":
+        return torch.float32 if cpu.widens(device, dtype) else dtype
+    if device.type == "cuda" and not torch.cuda.is_available():
+        return dtype
+    known = device.type in ("cuda", "mps") and dtype == torch.bfloat16
+    return torch.float32 if known and not computes_bfloat16(device) else dtype
+
+
 def resolve_dtype(
     dtype: str | torch.dtype | None,
     device: torch.device,
@@ -83,14 +103,19 @@ def free_memory(device: torch.device) -> int | None:
         return torch.cuda.mem_get_info(device)[0] + idle
     if device.type == "mps":
         return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    if device.type != "cpu":
+        return None
     try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
-        limit = Path("/sys/fs/cgroup/memory.max")  # a container's share, where there is one
-        text = limit.read_text().strip() if limit.exists() else "max"
-        if text.isdigit():
-            used = int(limit.with_name("memory.current").read_text())
-            available = min(available, max(int(text) - used, 0))
+        lines = MEMORY.read_text(encoding="ascii").splitlines()
+        available = next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:"))
+        for limit, used, cache in CONTAINERS:  # its share, where there is one
+            text = limit.read_text().strip() if limit.exists() else "max"
+            if text.isdigit():
+                told = limit.with_name("memory.stat").read_text().splitlines()
+                files = next(int(line.split()[1]) for line in told if line.startswith(f"{cache} "))
+                # What was read from files and is kept for the next time gives way.
+                taken = int(limit.with_name(used).read_text()) - files
+                available = min(available, max(int(text) - taken, 0))
         return available
     except (OSError, StopIteration, ValueError, IndexError):
         return None

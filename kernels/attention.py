@@ -73,6 +73,16 @@ def _readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
+def _read_at_any_rate(offsets: Tensor) -> bool:
+    """Whether they are looked at though a GPU be waited for.
+
+    The mask in their place would be of all positions of all rows, squared.
+    """
+    if offsets.device.type == "meta" or torch.compiler.is_compiling():
+        return False
+    return offsets.device.type != "cuda" or not torch.cuda.is_current_stream_capturing()
+
+
 def _check_sight(
     query: Tensor, key: Tensor, lengths: Tensor | None, offsets: Tensor | None, mask: Tensor | None
 ) -> None:
@@ -202,7 +212,7 @@ def attention_reference(
     """As `attention`: PyTorch's own, with a dense mask where anything else than the triangle is masked."""
     queries, keys = query.shape[2], key.shape[2]
     grouped = query.shape[1] != key.shape[1]
-    if offsets is not None and _readable(offsets):
+    if offsets is not None and _read_at_any_rate(offsets):
         edges = itertools.pairwise(offsets.unique_consecutive().tolist())
         documents = [[list(each) for each in edges]]
         if documents[0]:

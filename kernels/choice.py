@@ -96,6 +96,11 @@ def _new_enough(index: int | None) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= OLDEST_CAPABILITY
 
 
+@torch.compiler.assume_constant_result
+def _driver_problem() -> str | None:
+    return launch.driver_problem()
+
+
 def obstacle(tensor: Tensor) -> str | None:
     """Why no kernel can take this tensor, or None."""
     if launch.missing:
@@ -103,7 +108,9 @@ def obstacle(tensor: Tensor) -> str | None:
     if tensor.dtype not in DTYPES:
         return f"kernels take bfloat16, float16 and float32, not {tensor.dtype}"
     if tensor.device.type == "cuda":
-        return None if _new_enough(tensor.device.index) else "this GPU is older than compute capability 8.0"
+        if not _new_enough(tensor.device.index):
+            return "this GPU is older than compute capability 8.0"
+        return _driver_problem()
     if tensor.device.type == "cpu" and INTERPRETED:
         return None
     return f"kernels run on a GPU, not on {tensor.device}"

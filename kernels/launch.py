@@ -11,10 +11,13 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from janus.checks import one_line
 
 OLDEST_TRITON = (3, 3)  # the first with tuples in kernels
 
@@ -37,6 +40,20 @@ INTERPRETED = triton is not None and os.environ.get("TRITON_INTERPRET") == "1"
 
 # The dtypes that kernels take; they compute in float32 inside.
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+@cache
+def driver_problem() -> str | None:
+    """Why Triton cannot launch anything on this machine's GPU, or None.
+
+    It builds its driver at the first time, with a C compiler, which an image made for running may lack.
+    """
+    try:
+        triton.runtime.driver.active.get_current_target()
+    # Any class of exception: Triton's own, a compiler's, the system's.
+    except Exception as error:
+        return f"triton cannot launch kernels here ({one_line(error)})"
+    return None
 
 
 def kernel(function: Callable[..., Any], *, sizes: Sequence[str] = ()) -> Any:

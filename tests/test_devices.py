@@ -1,10 +1,12 @@
 """Which device and precision a model gets, on machines that are and are not at hand."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from janus import devices
-from janus.devices import computes_bfloat16, free_memory, resolve_device, resolve_dtype
+from janus.devices import computed_in, computes_bfloat16, free_memory, resolve_device, resolve_dtype
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda")
@@ -145,14 +147,46 @@ def test_old_torch_without_the_questions_does_not_compute_it(monkeypatch: pytest
     assert computes_bfloat16(CPU) is False
 
 
-def test_free_memory_of_the_processor_is_below_what_the_machine_has() -> None:
-    free = free_memory(CPU)
-    assert free is None or 1 << 20 < free < 1 << 50
+@pytest.fixture
+def system(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files in which this system tells of its memory: 8 GiB are free, and there is no container."""
+    (tmp_path / "meminfo").write_text("MemTotal: 9999 kB\nMemAvailable: 8388608 kB\n")
+    monkeypatch.setattr(devices, "MEMORY", tmp_path / "meminfo")
+    places = tuple((tmp_path / limit.name, *names) for limit, *names in devices.CONTAINERS)
+    monkeypatch.setattr(devices, "CONTAINERS", places)
+    return tmp_path
 
 
-def test_free_memory_where_the_system_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
-    def absent(*_: object, **__: object) -> None:
-        raise FileNotFoundError("/proc/meminfo")
-
-    monkeypatch.setattr("builtins.open", absent)
+def test_free_memory_of_the_processor(system: Path) -> None:
+    assert free_memory(CPU) == 8 << 30
+    (system / "meminfo").write_text("MemTotal: 9999 kB\n")
     assert free_memory(CPU) is None
+    (system / "meminfo").unlink()
+    assert free_memory(CPU) is None
+
+
+@pytest.mark.parametrize("version", [2, 1])
+def test_free_memory_of_a_container(version: int, system: Path) -> None:
+    """What it keeps of files that were read, as of weights, gives way to what is wanted."""
+    limit, used, cache = devices.CONTAINERS[2 - version]
+    limit.write_text(f"{6 << 30}\n")
+    limit.with_name(used).write_text(f"{5 << 30}\n")
+    limit.with_name("memory.stat").write_text(f"anon 3\n{cache} {2 << 30}\nmore 1\n")
+    assert free_memory(CPU) == 3 << 30
+    limit.write_text(f"{1 << 30}\n")
+    assert free_memory(CPU) == 0
+    limit.write_text("max\n" if version == 2 else f"{1 << 62}\n")
+    assert free_memory(CPU) == 8 << 30
+
+
+def test_free_memory_of_a_device_that_does_not_tell() -> None:
+    assert free_memory(torch.device("xpu")) is None
+
+
+@pytest.mark.parametrize("device", ["cuda", "mps"])
+def test_bfloat16_is_computed_in_where_a_gpu_has_it(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for has, expected in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(devices, "computes_bfloat16", lambda _, has=has: has)
+        assert computed_in(torch.device(device), torch.bfloat16) == expected
+        assert computed_in(torch.device(device), torch.float16) == torch.float16

@@ -263,9 +263,10 @@ def fill(checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, rank:
                 sizes = part_sizes(model, name, len(rows), len(source.names))
                 begun[name] = dict(zip(source.names, rows.split(sizes), strict=True))
             place = begun[name].pop(part)
-            place.copy_(_share(tensor, place.shape, rank))
-            if dtype == torch.float16 and bool((place.isinf() & tensor.to(place.device).isfinite()).any()):
+            own = _share(tensor, place.shape, rank)
+            if dtype == torch.float16 != own.dtype and bool((own.half().isinf() & own.isfinite()).any()):
                 raise ValueError(f"{part} holds numbers that float16 does not: name bfloat16 or float32")
+            place.copy_(own)
             if not begun[name]:
                 del begun[name]
                 if name in kept:

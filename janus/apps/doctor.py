@@ -19,6 +19,7 @@ Status = Literal["ok", "warning", "problem"]
 
 OLDEST_PYTHON = (3, 11)
 OLDEST_TORCH = (2, 6)
+OLDEST_TRITON = (3, 3)  # as in janus.kernels.launch, which wants torch
 # Which triton a torch release is built with; releases that are not listed are not judged.
 TRITON_OF_TORCH = {(2, 11): (3, 6), (2, 13): (3, 7), (2, 14): (3, 8), (2, 15): (3, 9)}
 PICTURE_ROWS, PICTURE_TOKENS = 2, 640  # a guided picture: two rows of a prompt and 576 picture tokens
@@ -196,6 +197,12 @@ def check_triton(
         text = (
             f"{version} cannot be imported ({error}), so the slower plain PyTorch runs: "
             f"`pip install --force-reinstall '{pair}'`"
+        )
+        return Finding("triton", "warning", text)
+    if _release(version) < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        text = (
+            f"{version}, and kernels need {oldest} or later, so the slower plain PyTorch runs: upgrade torch"
         )
         return Finding("triton", "warning", text)
     if wanted and _release(version) != wanted:

@@ -103,6 +103,13 @@ def stating(
 ) -> bytes:
     """The generation_config.json of these files, made to state what to draw with; ValueError as above."""
     stated = read_object(files, FILE, where=where).values
-    chosen = {"guidance_scale": guidance} | ({} if temperature is None else {"temperature": temperature})
+    chosen = {"guidance_scale": _plain(guidance)}
+    if temperature is not None:
+        chosen["temperature"] = _plain(temperature)
     values = {**stated, **chosen}
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def _plain(value: float) -> float:
+    """A number of Python's, which JSON can state, of numpy's."""
+    return value if isinstance(value, int | float) else float(value)

@@ -15,6 +15,7 @@ from torch import Tensor
 from janus.checks import require_whole
 from janus.inference.batch import at_once
 from janus.inference.board import DrawStep, Picture, Prefixes, begin, check_pictures, unconditional
+from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Noise, Sampling
 from janus.inference.speculate import speculative_steps, window_of
 from janus.models.janus import Janus
@@ -62,7 +63,7 @@ def _steps(
 def pictures_at_once(model: Janus, longest_prompt: int, guidance: float) -> int:
     """How many pictures to draw together: at most 16, with caches in at most half of the free memory."""
     rows = 1 if guidance == 1 else 2
-    return at_once(model, rows * (longest_prompt + model.config.picture_tokens))
+    return at_once(model, rows * capacity_for(model, longest_prompt + model.config.picture_tokens - 1))
 
 
 def draw_codes(

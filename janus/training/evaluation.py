@@ -66,12 +66,12 @@ def build_evaluator(run: Run) -> Evaluator | None:
 def _held_out_loss(run: Run, loader: Callable[[], Loader], batches: int) -> dict[str, float]:
     """The losses of the same documents every time, per labeled token."""
     place = run.place
-    found = torch.zeros((), dtype=torch.float64, device=place.device)
+    found = torch.zeros((), dtype=torch.float64)
     with at_rest(run.model), nullcontext() if run.average is None else run.average.swapped():
         for batch in islice(loader(), batches):
             moved = run.encoded(batch.to(place.device))
             with computing(run.recipe, place):
-                losses = torch.stack(run.objective(moved)).double()
+                losses = torch.stack(run.objective(moved)).cpu().double()
             labels = losses.new_tensor([batch.text_labels, batch.code_labels])
             found = found + torch.cat((labels, losses))
         at_ease(run.objective)

@@ -6,8 +6,8 @@ kill at any moment, and at its end the model. `torchrun` starts a run of several
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, closing, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,9 +72,16 @@ def train(
     return folder
 
 
-def own_numbers(device: torch.device) -> AbstractContextManager[None]:
+@contextmanager
+def own_numbers(device: torch.device) -> Iterator[None]:
     """Within it torch's default generators are the run's; afterwards they are where they were."""
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        kept = torch.mps.get_rng_state() if device.type == "mps" else None
+        try:
+            yield
+        finally:
+            if kept is not None:
+                torch.mps.set_rng_state(kept)
 
 
 def train_janus(
@@ -97,7 +104,7 @@ def train_janus(
             if tried is not None:
                 held[2:] += holds(tried.batches, costs)[2:]  # their labels count apart
             held = torch.cat((held, held.new_tensor([run.loader.dropped, run.loader.cut])))
-            words, codes, tokens, places, flop, *lost = place.summed(held.to(place.device)).tolist()
+            words, codes, tokens, places, flop, *lost = place.summed(held).tolist()
 
             rate = recipe.optimizer.lr * factor(run.step, recipe.schedule, recipe.steps)
             losses = torch.zeros((), device=place.device)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed, nn
 
-from janus import cpu
+from janus.devices import computed_in
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)  # of x, x³ and x⁵: the steepest at 0 that keep within about 1
 STEPS = 5
@@ -91,7 +91,7 @@ def orthogonal(matrices: Tensor) -> Tensor:
 
     By Newton's and Schulz's iteration, in bfloat16 where the device has it, and in float32 else.
     """
-    computes = cpu.computed_in(matrices.device, torch.bfloat16)
+    computes = computed_in(matrices.device, torch.bfloat16)
     a, b, c = COEFFICIENTS
     is_tall = matrices.shape[-2] > matrices.shape[-1]
     x = (matrices.mT if is_tall else matrices).to(computes)

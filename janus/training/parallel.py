@@ -7,6 +7,7 @@ groups that each hold all of it.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -50,12 +51,15 @@ class Ranks:
         return distributed.group.WORLD if self.size > 1 else None
 
     def summed(self, values: Tensor) -> Tensor:
-        """The sums of a tensor over all processes."""
+        """The sums of a tensor over all processes, which exchange it on their devices; it stays where it is.
+
+        Counts in float64 are best on the CPU: not every device has such numbers.
+        """
         if self.size == 1:
             return values
-        values = values.clone()
-        distributed.all_reduce(values)
-        return values
+        summed = values.to(self.device, copy=True)
+        distributed.all_reduce(summed)
+        return summed.to(values.device)
 
     def agreed(self, value: Any) -> Any:
         """What the first process says: files, for one, need not look the same to all at once."""
@@ -176,7 +180,12 @@ def _split(objective: Objective | FlowObjective, recipe: Recipe, place: Ranks) -
         if isinstance(block, Block | VisionBlock):
             fully_shard(block, mesh=mesh, mp_policy=policy)
     whole = set(objective.model.vq.parameters()) if isinstance(objective, Objective) else set()
-    fully_shard(objective, mesh=mesh, mp_policy=policy, ignored_params=whole)
+    options: dict[str, Any] = {"ignored_params": whole} if whole else {}
+    if not options.keys() <= inspect.signature(fully_shard).parameters.keys():
+        raise ValueError(
+            f'parallel.kind: "fsdp" needs torch 2.7 or later, not {torch.__version__}: upgrade, or give "ddp"'
+        )
+    fully_shard(objective, mesh=mesh, mp_policy=policy, **options)
     return objective
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from janus import cpu
+from janus.devices import computed_in
 from janus.evaluation.defaults import choose_defaults, write_defaults
 from janus.evaluation.shapes import picture_sides
 from janus.models.janus import Janus
@@ -323,7 +324,7 @@ def open_log(
     if not place.first:
         return None
     dtype = computing_dtype(recipe, place.device.type)
-    rate = machine_rate(place.device, cpu.computed_in(place.device, dtype)) * place.size
+    rate = machine_rate(place.device, computed_in(place.device, dtype)) * place.size
     memory = partial(process_memory, place.device)
     return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, memory=memory, show=show)
 

@@ -126,8 +126,8 @@ def divergence(distribution: LatentDistribution) -> Tensor:
 def scaled(vae: VAE, batches: Iterable[Tensor]) -> None:
     """Set the scale, in place, by which latents of these pictures (B, 3, H, W) have a deviation of 1."""
     found = [vae.encode(pixels) for pixels in batches]
-    mean = torch.cat([each.mean.double().flatten() for each in found])
-    within = torch.cat([each.log_variance.double().exp().flatten() for each in found])
+    mean = torch.cat([each.mean.cpu().double().flatten() for each in found])
+    within = torch.cat([each.log_variance.cpu().double().exp().flatten() for each in found])
     deviation = float((mean.var() + within.mean()).sqrt())
     vae.config = replace(vae.config, scaling_factor=1 / deviation)
 

@@ -157,7 +157,7 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
                 run.average.update()
 
             names = list(figures)
-            means = place.summed(torch.stack([figures[name].double() for name in names])) / place.size
+            means = place.summed(torch.stack([figures[name].float() for name in names])) / place.size
             if log:
                 log.step({**dict(zip(names, means, strict=True)), "rate": rate}, tokens=codes, flop=flop)
             with log.aside() if log else nullcontext():

@@ -18,6 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from janus import cpu
 from janus.config import AnyConfig, JanusConfig, VQConfig
+from janus.devices import computed_in
 from janus.kernels.codebook import lookup
 from janus.models.janusflow import JanusFlow
 from janus.models.seeing import SeeingModel
@@ -235,7 +236,7 @@ def _check_device(device: str) -> None:
 def computing_dtype(recipe: Recipe, device: str) -> torch.dtype:
     """What products are computed in: by a CPU that does bfloat16 badly, float32 even under autocast."""
     if recipe.precision == "autocast":
-        return cpu.computed_in(torch.device(device), torch.bfloat16)
+        return computed_in(torch.device(device), torch.bfloat16)
     return DTYPES[recipe.precision]
 
 

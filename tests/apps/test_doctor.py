@@ -14,6 +14,7 @@ import pytest
 from janus.apps import doctor, machine
 from janus.apps.doctor import Finding
 from janus.apps.machine import Cache, Gpu, Machine, TorchBuild
+from janus.kernels import launch
 
 H100 = Gpu("NVIDIA H100", (9, 0), 80 * 10**9)
 T4 = Gpu("Tesla T4", (7, 5), 16 * 10**9)
@@ -165,6 +166,15 @@ def test_triton(version: str | None, error: str | None, facts: Any, status: str,
     finding = doctor.check_triton(version, error, **{**defaults, **facts})
     assert finding.status == status
     assert words in finding.text
+
+
+def test_a_triton_that_the_kernels_do_not_take() -> None:
+    """Of torch 2.6: plain PyTorch runs, though nothing is missing or broken."""
+    facts: dict[str, Any] = {"system": "Linux", "processor": "x86_64", "cuda": True}
+    finding = doctor.check_triton("3.2.0", None, torch_version="2.6.0+cu124", **facts)
+    assert (finding.status, "3.2.0, and kernels need 3.3 or later" in finding.text) == ("warning", True)
+    assert doctor.check_triton("3.3.0", None, torch_version="2.7.0", **facts).status == "ok"
+    assert doctor.OLDEST_TRITON == launch.OLDEST_TRITON
 
 
 def test_torchvision() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import janus
@@ -121,6 +122,8 @@ def test_without_a_temperature_none_is_written(copied: Path) -> None:
     file.write_text('{"temperature": 0.75}')
     write_defaults(copied, guidance=2)
     assert json.loads(file.read_text()) == {"temperature": 0.75, "guidance_scale": 2}
+    write_defaults(copied, guidance=np.int64(3), temperature=np.float32(0.5))
+    assert json.loads(file.read_text()) == {"temperature": 0.5, "guidance_scale": 3}
 
 
 def test_all_else_is_kept(copied: Path) -> None:

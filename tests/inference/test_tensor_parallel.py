@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import janus
 from janus.config import PRESETS
@@ -20,7 +22,7 @@ from janus.inference.ranks import meet
 from janus.inference.tensor_parallel import PLAN, ColumnParallel, RowParallel, tensor_parallel
 from janus.models.janus import Janus
 from janus.models.llama import JoinedLinear
-from janus.weights.load import empty_model
+from janus.weights.load import empty_model, load
 
 RANK = Path(__file__).with_name("rank.py")
 REPOSITORY = RANK.parents[2]
@@ -285,3 +287,16 @@ def test_each_rank_takes_the_device_of_its_number(monkeypatch: pytest.MonkeyPatc
     assert ranks.own_device("cpu") == torch.device("cpu")
     with pytest.raises(ValueError, match="'mps' cannot join"):
         ranks.own_device("mps")
+
+
+def test_a_share_is_loaded_in_every_dtype(data: Path) -> None:
+    """In float16 numbers are looked at for what it does not hold: those of the share, not of the whole."""
+    folder = data / "januspro" / "checkpoint"
+    torch.distributed.init_process_group("fake", rank=1, world_size=2, store=FakeStore())
+    try:
+        mesh = init_device_mesh("cpu", (2,))
+        exact, half = (load(folder, device="cpu", dtype=dtype, mesh=mesh) for dtype in ("float32", "float16"))
+    finally:
+        torch.distributed.destroy_process_group()
+    for name, tensor in exact.state_dict().items():
+        assert torch.equal(half.state_dict()[name], tensor.half()), name

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from janus.kernels import choice
+from janus.kernels import choice, launch
 from janus.kernels.codebook import nearest_code_op
 
 CPU = torch.zeros(1)
@@ -106,3 +108,35 @@ def test_an_op_called_by_name_runs_too() -> None:
     codes = torch.ops.janus.nearest_code(torch.eye(8), torch.eye(8))
     assert torch.equal(codes, nearest_code_op(torch.eye(8), torch.eye(8)))
     assert codes.tolist() == list(range(8))
+
+
+def test_a_gpu_on_which_triton_cannot_launch_gets_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It builds its driver when it first launches: that fails without a C compiler, and is not in the way."""
+
+    def fail() -> None:
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(launch, "missing", None)
+    monkeypatch.setattr(launch, "triton", SimpleNamespace(runtime=SimpleNamespace(driver=Driver(fail))))
+    monkeypatch.setattr(choice, "_new_enough", lambda index: True)
+    launch.driver_problem.cache_clear()
+    tensor: Any = SimpleNamespace(dtype=torch.bfloat16, device=torch.device("cuda", 0))
+    assert choice.implementation("swiglu", tensor) == "torch"
+    with (
+        choice.use("triton"),
+        pytest.raises(RuntimeError, match="Failed to find C comp"),
+    ):
+        choice.implementation("swiglu", tensor)
+    launch.driver_problem.cache_clear()
+    monkeypatch.setattr(
+        launch, "triton", SimpleNamespace(runtime=SimpleNamespace(driver=Driver(lambda: "sm_90")))
+    )
+    assert choice.implementation("swiglu", tensor) == "triton"
+    launch.driver_problem.cache_clear()
+
+
+class Driver:
+    """Triton's, of which the active one says what it compiles for."""
+
+    def __init__(self, target: Any) -> None:
+        self.active = SimpleNamespace(get_current_target=target)

@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -199,3 +200,12 @@ def test_a_kill_while_another_is_removed_leaves_nothing_that_looks_whole(
         "step-00000004"
     ]
     assert json.loads((tmp_path / "step-00000004" / "state.json").read_text()) == {"step": 4, "ranks": 1}
+
+
+def test_where_folders_cannot_be_opened_they_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On Windows, where every run would end at its first checkpoint."""
+    monkeypatch.setattr(checkpoint, "os", SimpleNamespace(name="nt"))
+    checkpoint._sync_folder(tmp_path)
+    with pytest.raises(AttributeError, match="open"):
+        monkeypatch.setattr(checkpoint, "os", SimpleNamespace(name="posix"))
+        checkpoint._sync_folder(tmp_path)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from janus.training.worlds import shapes
+from janus.training.worlds.shapes import stream
 from janus.training.worlds.shapes.sampling import CATEGORIES, NAMING
 from janus.training.worlds.shapes.scene import RELATIONS
 from janus.training.worlds.shapes.stream import MOST_TURNS
@@ -75,6 +76,18 @@ def test_splits_and_seeds_differ(name: str) -> None:
     assert all(
         len(one & other) <= 1 for one, other in zip(pictures, pictures[1:] + pictures[:1], strict=True)
     )
+
+
+def test_no_two_lists_are_drawn_by_one_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, ...]] = []
+    monkeypatch.setattr(stream, "default_rng", lambda seed: drawn.append(tuple(seed)) or default_rng(seed))
+    for make in LISTS.values():
+        for split in stream.SPLITS:
+            for seed in range(2):
+                make(3, seed, split=split)
+                if make is not shapes.held_out_prompts and make is not LISTS["held-out questions"]:
+                    make(3, seed, split=split, color="orange")
+    assert len(set(drawn)) == len(drawn) == 3 * 2 * 2 * (len(LISTS) + 2)
 
 
 def test_seen_prompts_take_the_categories_in_turn() -> None:
