@@ -206,6 +206,6 @@ def test_where_folders_cannot_be_opened_they_are_not(tmp_path: Path, monkeypatch
     """On Windows, where every run would end at its first checkpoint."""
     monkeypatch.setattr(checkpoint, "os", SimpleNamespace(name="nt"))
     checkpoint._sync_folder(tmp_path)
+    monkeypatch.setattr(checkpoint, "os", SimpleNamespace(name="posix"))
     with pytest.raises(AttributeError, match="open"):
-        monkeypatch.setattr(checkpoint, "os", SimpleNamespace(name="posix"))
         checkpoint._sync_folder(tmp_path)
