@@ -291,11 +291,13 @@ def test_no_pictures_are_no_work(model: Janus) -> None:
 def test_pictures_at_once(
     free: float | None, guidance: float, expected: int, model: Janus, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # 3 layers of 4 heads of 16 numbers of 4 bytes, keys and values; half of the memory is used.
-    bytes_of_a_row = (20 + CODES) * 2 * 3 * 4 * 16 * 4
-    given = None if free is None else int(free * 2 * bytes_of_a_row)
-    monkeypatch.setattr("janus.inference.batch.free_memory", lambda device: given)
-    assert pictures_at_once(model, 20, guidance) == expected
+    # 3 layers of 4 heads of 16 numbers of 4 bytes, keys and values, of all but the last code; half of the
+    # memory is used. A compiled model's rows are longer.
+    for compiled, positions in ((False, 20 + CODES - 1), (True, 256)):
+        given = None if free is None else int(free * 2 * positions * 2 * 3 * 4 * 16 * 4)
+        monkeypatch.setattr("janus.inference.batch.free_memory", lambda device, given=given: given)
+        monkeypatch.setattr("janus.inference.prepare.is_compiled", lambda model, compiled=compiled: compiled)
+        assert pictures_at_once(model, 20, guidance) == expected
 
 
 def test_prompts_of_other_lengths_bring_no_mask(
