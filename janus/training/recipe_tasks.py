@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from janus.config import JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
 from janus.training.recipe_fields import RecipeError, show
-from janus.training.recipe_learning import FlowLearning, VQLearning
+from janus.training.recipe_learning import VQLearning
 from janus.training.recipe_sections import BACKBONE, Data, LoRA, LossWeights
 from janus.training.recipe_watch import PictureAsked
 
@@ -109,10 +109,6 @@ def check_janus(recipe: Recipe) -> None:
     if recipe.lora is not None and recipe.lora.targets == LoRA().targets and "language" in recipe.train:
         text = '"language" learns as a whole, and by the adapters of lora: take it out of one of them'
         raise RecipeError(("train", recipe.train.index("language")), text)
-    flow = recipe.flow
-    if flow is not None and flow.aligned_after != FlowLearning().aligned_after and not recipe.loss.alignment:
-        text = "says nothing where loss.alignment is 0: take it out, or raise that"
-        raise RecipeError(("flow", "aligned_after"), text)
     if recipe.reinforce is not None and not recipe.loss.picture:
         text = "is 0, and to reinforce, weights of drawings are multiples of it: raise it"
         raise RecipeError(("loss", "picture"), text)

@@ -538,11 +538,6 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
         "vae.foreground",
         "says nothing without backgrou",
     ),
-    "flow-aligned": (
-        changed(FLOW, loss={"alignment": 0}),
-        "flow.aligned_after",
-        "says nothing where loss.alignment is 0: take it out, or raise that",
-    ),
     "vq-section": (changed(JANUS, vq={}), "vq", 'is of task = "vq", not "janus": take it out'),
     "vq-lora": (changed(VQ, lora={}), "lora", 'says nothing to task = "vq": take it out'),
     "vq-loss": (changed(VQ, loss={"text": 2}), "loss", 'says nothing to task = "vq": take it out'),
