@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and places to write to that are tried before the work."""
+"""Files that are written whole or not at all, and paths that are tried before the work."""
 
 import os
 import secrets
@@ -56,11 +56,23 @@ def require_place(file: Path, option: str, ending: str = "") -> None:
 
 
 def require_folder(folder: Path, remedy: str) -> None:
-    """Make a folder that files will be written to; OSError with the remedy where that fails."""
+    """Make a folder that files will be written to; ValueError for a file, OSError where that fails."""
+    if folder.is_file():
+        raise ValueError(f"{folder} is a file: {remedy}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise type(error)(f"{shortened(folder)} cannot be made ({_reason(error)}): {remedy}") from error
+
+
+def require_picture(picture: str | Path, where: str = "") -> None:
+    """FileNotFoundError, beginning with `where`, for a picture that is no file, nor a data: URI."""
+    try:
+        is_there = str(picture).startswith("data:") or Path(picture).is_file()
+    except OSError:  # too long for a name: a question, say, in a picture's place
+        is_there = False
+    if not is_there:
+        raise FileNotFoundError(f"{where}{shortened(picture)} is not a file: give the path of a picture")
 
 
 def shortened(path: str | os.PathLike[str], limit: int = 120) -> str:

@@ -47,9 +47,7 @@ def save(
     if not str(path).strip():
         raise ValueError("the folder to save into has no name: give one")
     folder = Path(path).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder to save into")
-    require_folder(folder, "name another folder")
+    require_folder(folder, "name a folder to save into")
     with unpacked(model):
         written = _write_weights(named_tensors(model, layout), folder, limit)
     for stale in {file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)} - written:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from janus.devices import resolve_device, resolve_dtype
-from janus.files import write_whole
+from janus.files import require_folder, write_whole
 from janus.models.vae import VAE, VAEConfig
 from janus.weights.hub import find
 from janus.weights.json_object import JsonObject, parse_object
@@ -109,9 +109,7 @@ def own_vae(folder: Path) -> Path | None:
 def save_vae(vae: VAE, path: str | Path) -> None:
     """Write config and weights, at their own dtype, as diffusers reads them; files are written whole."""
     folder = Path(path).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: name a folder to save into")
-    folder.mkdir(parents=True, exist_ok=True)
+    require_folder(folder, "name a folder to save into")
     named = {stored_names(name)[0]: tensor for name, tensor in vae.state_dict().items()}
     write_whole(folder / WEIGHTS, lambda file: write_tensors(named, file, metadata={"format": "pt"}))
     config = json.dumps(format_vae_config(vae.config), indent=2, ensure_ascii=False) + "\n"

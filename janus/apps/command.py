@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from janus.files import shortened
+from janus.files import require_picture
 
 
 @dataclass(frozen=True)
@@ -79,20 +79,12 @@ def shows(options: argparse.Namespace) -> bool:
     return not is_parallel(options) or os.environ.get("RANK", "0") == "0"
 
 
-def _is_file(path: str | Path) -> bool:
-    try:
-        return Path(path).is_file()
-    except OSError:  # too long for a name: a question, say, in a picture's place
-        return False
-
-
 def load_pipeline(options: argparse.Namespace, *pictures: str | Path) -> Any:
     """The pipeline; a picture that is not there is told before the model is loaded."""
     import janus
 
     for picture in pictures:
-        if not str(picture).startswith("data:") and not _is_file(picture):
-            raise FileNotFoundError(f"{shortened(picture)} is not a file: give the path of a picture")
+        require_picture(picture)
     return janus.load(
         options.model,
         device=options.device,

@@ -82,9 +82,9 @@ def write_defaults(folder: str | Path, *, guidance: float, temperature: float | 
     file is replaced whole or not at all. FileNotFoundError for no such folder, ValueError for a file that is
     no JSON object.
     """
-    require_number("guidance", guidance, "a finite number, 1 for none")
+    guidance = require_number("guidance", guidance, "a finite number, 1 for none")
     if temperature is not None:
-        Sampling(temperature=temperature)
+        temperature = Sampling(temperature=temperature).temperature
     folder = Path(folder)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder} is not a folder: give the folder that holds a checkpoint's files")
@@ -103,13 +103,6 @@ def stating(
 ) -> bytes:
     """The generation_config.json of these files, made to state what to draw with; ValueError as above."""
     stated = read_object(files, FILE, where=where).values
-    chosen = {"guidance_scale": _plain(guidance)}
-    if temperature is not None:
-        chosen["temperature"] = _plain(temperature)
+    chosen = {"guidance_scale": guidance} | ({} if temperature is None else {"temperature": temperature})
     values = {**stated, **chosen}
     return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def _plain(value: float) -> float:
-    """A number of Python's, which JSON can state, of numpy's."""
-    return value if isinstance(value, int | float) else float(value)

@@ -20,7 +20,7 @@ from janus.training.data.loader import Loader
 from janus.training.data.mixture import Mixture
 from janus.training.feed import parts_of, vq_of
 from janus.training.objectives import Sums, figures
-from janus.training.parallel import at_ease, computing
+from janus.training.parallel import computing, split_again
 from janus.training.parts import at_rest
 from janus.training.recipe_sections import Data
 from janus.training.recipe_watch import Evaluation
@@ -74,7 +74,7 @@ def _held_out_loss(run: Run, loader: Callable[[], Loader], batches: int) -> dict
                 losses = torch.stack(run.objective(moved)).cpu().double()
             labels = losses.new_tensor([batch.text_labels, batch.code_labels])
             found = found + torch.cat((labels, losses))
-        at_ease(run.objective)
+        split_again(run.objective)
     words, codes, *sums = place.summed(found)
     told = figures(Sums(*sums), run.recipe.loss, float(words), float(codes))
     return {f"held_out_{name}": float(value) for name, value in told.items()}

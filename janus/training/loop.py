@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from janus.config import JanusConfig
+from janus.training.checkpoint import random_state, set_random_state
 from janus.training.data.loader import Loader
 from janus.training.data.packing import Batch
 from janus.training.evaluation import build_evaluator
@@ -75,13 +76,11 @@ def train(
 @contextmanager
 def own_numbers(device: torch.device) -> Iterator[None]:
     """Within it torch's default generators are the run's; afterwards they are where they were."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        kept = torch.mps.get_rng_state() if device.type == "mps" else None
-        try:
-            yield
-        finally:
-            if kept is not None:
-                torch.mps.set_rng_state(kept)
+    kept = random_state(device)
+    try:
+        yield
+    finally:
+        set_random_state(kept, device)
 
 
 def train_janus(

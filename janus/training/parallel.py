@@ -203,7 +203,7 @@ def exchanging(objective: nn.Module, exchange: bool) -> AbstractContextManager[A
     return nullcontext()
 
 
-def at_ease(objective: nn.Module) -> None:
+def split_again(objective: nn.Module) -> None:
     """Bring a model that is split to where a step leaves it: of a forward pass alone its root stays whole.
 
     What then reads parameters, or swaps them, would meet copies of them.

@@ -16,6 +16,7 @@ from janus import cpu
 from janus.devices import computed_in
 from janus.evaluation.defaults import choose_defaults, write_defaults
 from janus.evaluation.shapes import picture_sides
+from janus.files import require_picture
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE
@@ -181,10 +182,7 @@ def keep_autoencoder(run: Run) -> None:
 def check_pictures(recipe: Recipe) -> None:
     """FileNotFoundError for a picture to be asked about that is not there: before the run, not in it."""
     for asked in recipe.log.pictures:
-        if not asked.picture.startswith("data:") and not Path(asked.picture).is_file():
-            raise FileNotFoundError(
-                f"log.pictures: {asked.picture} is not a file: give the path of a picture"
-            )
+        require_picture(asked.picture, "log.pictures: ")
 
 
 def find_checkpoint(recipe: Recipe, folder: Path, place: Ranks) -> Checkpoint | None:

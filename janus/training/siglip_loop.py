@@ -41,7 +41,7 @@ def train_siglip(
 
             held = pairs.count()
             counted = torch.tensor([held.tokens, costs.of(held)], dtype=torch.float64)
-            loss, right, tokens, flop = place.summed(torch.cat((found, counted))).tolist()
+            loss, right, tokens, flop = place.summed(torch.cat((found.cpu().double(), counted))).tolist()
             if log:
                 figures = {"loss": loss / recipe.batch, "right": right / recipe.batch}
                 log.step(
@@ -54,7 +54,7 @@ def train_siglip(
 
 
 def compare(run: Run, pairs: Pairs) -> Tensor:
-    """Forward and backward; -> (2,) float64 on the CPU: the sum of own losses, and how many are right.
+    """Forward and backward; -> (2,) float32: the sum of this process's losses, and how many it has right.
 
     A loss has a term for each picture and caption, and is divided by the pictures of all processes.
     """
@@ -65,4 +65,4 @@ def compare(run: Run, pairs: Pairs) -> Tensor:
         losses, right = run.objective(*given)
     # Gradients are averaged over processes; of the sums that they are to be, that is one part each.
     (losses * (place.size / run.recipe.batch)).backward()
-    return torch.stack((losses.detach().float(), right.float())).cpu().double()
+    return torch.stack((losses.detach().float(), right.float()))

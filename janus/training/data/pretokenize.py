@@ -79,7 +79,7 @@ def pretokenize(
         "rows": rows.size,
         "shard_rows": shard_rows,
     }
-    _begin(target, manifest, rank)
+    _begin(target, manifest)
     with Progress(rows.size, "picture", progress) as bar:
         for shard in range(rank, _shards(manifest), ranks):
             numbers = range(shard * shard_rows, min((shard + 1) * shard_rows, rows.size))
@@ -87,7 +87,7 @@ def pretokenize(
                 _check_kept(target, shard, rows, numbers)
             else:
                 codes, prompts = _encode(rows, numbers, vq, processor, geometry, batch_size)
-                _write(target, shard, codes, prompts, rank)
+                _write(target, shard, codes, prompts)
             bar.advance(len(numbers))
 
 
@@ -173,7 +173,7 @@ def _target(drawing: Drawing, processor: Processor, geometry: Geometry) -> Tenso
         raise located(error, drawing.where) from error
 
 
-def _begin(folder: Path, manifest: Mapping[str, Any], rank: int) -> None:
+def _begin(folder: Path, manifest: Mapping[str, Any]) -> None:
     """Write the manifest, or see that the one there says the same."""
     if (folder / MANIFEST).exists():
         begun = _read_manifest(folder)
@@ -218,7 +218,7 @@ def _check_kept(folder: Path, shard: int, rows: Source, numbers: range) -> None:
             )
 
 
-def _write(folder: Path, shard: int, codes: Tensor, prompts: list[dict[str, str]], rank: int) -> None:
+def _write(folder: Path, shard: int, codes: Tensor, prompts: list[dict[str, str]]) -> None:
     """The two files of a shard; the codes come last, for what has them is whole."""
     path = _path(folder, shard)
     lines = "".join(json.dumps(entry) + "\n" for entry in prompts)
