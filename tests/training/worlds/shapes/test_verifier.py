@@ -160,15 +160,52 @@ SHAPELESS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+# Blurred by 3 x 3 these are as like a circle as a blurred circle is.
+NEARLY_A_CIRCLE: dict[str, Callable[[Any, Any], Any]] = {
+    "turned square": lambda x, y: (abs(0.93 * x + 0.37 * y) < 7.5) & (abs(0.93 * y - 0.37 * x) < 7.5),
+    "ellipse": lambda x, y: np.hypot(x / 10.4, y / 8) < 1,
+}
+
+
+def filled(inside: Callable[[Any, Any], Any]) -> Picture:
+    """What is inside in blue, of points from the middle in pixels."""
+    fine = 8
+    axis = (np.arange(64 * fine) + 0.5) / fine - 32
+    share = inside(axis[None], axis[:, None]).reshape(64, fine, 64, fine).mean(axis=(1, 3))
+    color = np.array(shapes.PALETTE["blue"]) - BACKGROUND
+    return np.rint(BACKGROUND + share[:, :, None] * color).astype(np.uint8)
+
+
 @pytest.mark.parametrize("name", SHAPELESS)
 @pytest.mark.parametrize("distort", [as_it_is, blurred])
 def test_what_is_no_shape_is_spurious(name: str, distort: Callable[[Picture], Picture]) -> None:
-    fine = 8
-    axis = (np.arange(64 * fine) + 0.5) / fine - 32
-    share = SHAPELESS[name](axis[None], axis[:, None]).reshape(64, fine, 64, fine).mean(axis=(1, 3))
-    color = np.array(shapes.PALETTE["blue"]) - BACKGROUND
-    picture = np.rint(BACKGROUND + share[:, :, None] * color).astype(np.uint8)
-    assert shapes.describe(distort(picture)) == shapes.Reading((), 1)
+    assert shapes.describe(distort(filled(SHAPELESS[name]))) == shapes.Reading((), 1)
+
+
+@pytest.mark.parametrize("name", NEARLY_A_CIRCLE)
+def test_what_is_nearly_a_circle_is_spurious(name: str) -> None:
+    assert shapes.describe(filled(NEARLY_A_CIRCLE[name])) == shapes.Reading((), 1)
+
+
+@pytest.mark.parametrize("share", [0.25, 0.45])
+@pytest.mark.parametrize("color", shapes.COLORS)
+@pytest.mark.parametrize("side", [64, 96])
+def test_ghosts_are_spurious(color: str, share: float, side: int) -> None:
+    """An object mixed less than half into the background, beside one that is as it should be."""
+    star = shapes.Object("star", "red", "large", 4, 4)
+    faint = shapes.render((shapes.Object("circle", color, "large", 12, 12),), side).astype(float)
+    picture = shapes.render((star,), side).copy()
+    there = (faint != BACKGROUND).any(axis=2)
+    picture[there] = np.rint(BACKGROUND + share * (faint - BACKGROUND))[there].astype(np.uint8)
+    lengths = np.linalg.norm(np.array(shapes.PALETTE[color]) - np.array(BACKGROUND, float))
+    # What is nearer to the background than 40 of 255 is taken for it, of any color.
+    assert shapes.verify(picture, "a red star") == (share * lengths < 40)
+
+
+def test_a_background_that_is_not_gray_is_spurious() -> None:
+    picture = shapes.render((shapes.Object("star", "red", "large", 5, 5),)).copy()
+    picture[(picture == BACKGROUND).all(axis=2)] = np.rint(np.array(BACKGROUND) * 0.6).astype(np.uint8)
+    assert shapes.describe(picture).spurious == 1
 
 
 def test_a_blob_within_its_opposite_is_spurious() -> None:
