@@ -33,6 +33,11 @@ def require_number(
     return value if isinstance(value, int | float) else float(value)
 
 
+def require_guidance(value: Any) -> float:
+    """The scale of classifier-free guidance as a number of Python's; ValueError unless it is finite."""
+    return require_number("guidance", value, "a finite number, 1 for none")
+
+
 def is_number(value: Any) -> bool:
     """Whether `value` is a finite number: no bool, and no whole number beyond what a float can hold."""
     try:

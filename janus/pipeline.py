@@ -18,7 +18,6 @@ from janus.inference import ranks
 from janus.inference.answers import Question, answer
 from janus.inference.board import Picture
 from janus.inference.prepare import prepare
-from janus.inference.progress import Report
 from janus.inference.sampling import Sampling
 from janus.inference.text import Memory, TextStep, check_window, generate
 from janus.models.janus import Janus
@@ -27,6 +26,7 @@ from janus.models.quantized import check_quantization
 from janus.processing.chat import OPENAI_ROLES
 from janus.processing.processor import Batch, Processor
 from janus.processing.tokenizer import TextStream
+from janus.progress import Report
 from janus.weights.hub import EXAMPLE, SHAPES, find
 from janus.weights.load import load as load_model
 

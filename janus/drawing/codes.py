@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from janus.checks import require_number, require_whole
+from janus.checks import require_guidance, require_whole
 from janus.drawing.common import OF_A_FLOW, Options, Watch
 from janus.inference.board import Picture
 from janus.inference.draw import decode_codes, draw_codes
-from janus.inference.progress import Progress
 from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
 from janus.processing.image import square_picture, to_pictures, to_signed_pixels
 from janus.processing.processor import Processor
+from janus.progress import Progress
 from janus.weights.processor_config import read_generation_defaults
 
 GUIDANCE, TEMPERATURE = 5.0, 1.0  # the original's, where a checkpoint does not name its own
@@ -41,8 +41,7 @@ class CodeDrawing:
             value = getattr(options, name)
             return preset.get(name, default) if value is None else value
 
-        wanted = "a finite number, 1 for none"
-        guidance = require_number("guidance", chosen("guidance", GUIDANCE), wanted)
+        guidance = require_guidance(chosen("guidance", GUIDANCE))
         sampling = Sampling(
             temperature=chosen("temperature", TEMPERATURE), top_k=options.top_k, top_p=options.top_p
         )

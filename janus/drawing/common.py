@@ -8,7 +8,7 @@ from PIL import Image
 
 from janus.checks import require_whole
 from janus.inference.board import Picture
-from janus.inference.progress import Report
+from janus.progress import Report
 
 Preview = Callable[[list[Image.Image]], None]
 

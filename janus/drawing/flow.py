@@ -15,11 +15,11 @@ from janus.config import LATENT_PATCH
 from janus.drawing.common import OF_CODES, Options, Watch
 from janus.inference.board import Picture
 from janus.inference.flow import FlowSampling, FlowStep, decode_latents, draw_latents
-from janus.inference.progress import Progress
 from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE, VAEConfig
 from janus.processing.image import square_picture, to_pictures, to_signed_pixels
 from janus.processing.processor import Processor
+from janus.progress import Progress
 from janus.weights.processor_config import read_generation_defaults
 from janus.weights.vae import RELEASED, load_vae
 

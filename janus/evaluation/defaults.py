@@ -10,12 +10,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from janus.checks import require_number, require_whole
+from janus.checks import require_guidance, require_whole
 from janus.evaluation.intervals import Tally
 from janus.evaluation.shapes import draw, picture_sides
 from janus.files import write_whole
-from janus.inference.progress import Progress, Report
 from janus.inference.sampling import Sampling
+from janus.progress import Progress, Report
 from janus.training.worlds import shapes
 from janus.weights.processor_config import read_object
 
@@ -57,7 +57,7 @@ def choose_defaults(
     if not guidances or (temperatures is not None and not temperatures):
         raise ValueError("no guidance or no temperature to choose from: give at least one of each")
     for guidance in guidances:
-        require_number("guidance", guidance, "a finite number, 1 for none")
+        require_guidance(guidance)
     for each in temperatures or ():
         Sampling(temperature=each)
     side, _ = picture_sides(pipe)
@@ -82,7 +82,7 @@ def write_defaults(folder: str | Path, *, guidance: float, temperature: float | 
     file is replaced whole or not at all. FileNotFoundError for no such folder, ValueError for a file that is
     no JSON object.
     """
-    guidance = require_number("guidance", guidance, "a finite number, 1 for none")
+    guidance = require_guidance(guidance)
     if temperature is not None:
         temperature = Sampling(temperature=temperature).temperature
     folder = Path(folder)

@@ -9,7 +9,7 @@ from PIL import Image
 from janus.checks import require_whole
 from janus.evaluation.grid import contact_sheet
 from janus.evaluation.scores import Judged, ListScores, PartScores, Scores
-from janus.inference.progress import Progress, Report
+from janus.progress import Progress, Report
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes import Drawing, Question
 from janus.training.worlds.shapes.raster import LEAST_SIDE

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from janus.checks import require_number
+from janus.checks import require_guidance
 from janus.inference.cache import Prefix, StaticCache
 from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Noise, Sampling, choose
@@ -74,7 +74,7 @@ def unconditional(prompt: tuple[int, ...], pad_id: int) -> tuple[int, ...]:
 
 def check_pictures(model: Janus, pictures: Sequence[Picture], guidance: float) -> None:
     """Raise ValueError where pictures cannot be drawn together, or not by this model."""
-    require_number("guidance", guidance, "a finite number, 1 for none")
+    require_guidance(guidance)
     begun = {len(picture.start) for picture in pictures}
     if len(begun) != 1:
         raise ValueError(

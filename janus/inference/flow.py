@@ -13,7 +13,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from janus.checks import require_number, require_whole
+from janus.checks import require_guidance, require_whole
 from janus.config import LATENT_PATCH
 from janus.inference.batch import at_once
 from janus.inference.board import Picture, Prefixes
@@ -44,8 +44,7 @@ class FlowSampling:
 
     def __post_init__(self) -> None:
         require_whole("steps", self.steps, least=1)
-        guidance = require_number("guidance", self.guidance, "a finite number, 1 for none")
-        object.__setattr__(self, "guidance", guidance)
+        object.__setattr__(self, "guidance", require_guidance(self.guidance))
         if self.method not in EVALUATIONS:
             raise ValueError(f"method must be one of {', '.join(EVALUATIONS)}, not {self.method!r}")
 

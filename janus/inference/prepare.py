@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from janus.cpu import HALVES
-from janus.inference.progress import Progress
 from janus.kernels.decode_attention import compiled_for_cpu, decode_attention
 from janus.models.llama import Attention, Block, JoinedLinear
 from janus.models.packed import PackedLinear, pack
 from janus.models.seeing import SeeingModel
+from janus.progress import Progress
 
 Model = TypeVar("Model", bound=SeeingModel)
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from janus.inference.cache import FixedCache, StaticCache
 from janus.inference.prepare import compiles, is_compiled
-from janus.inference.progress import announce
 from janus.models.seeing import SeeingModel
+from janus.progress import announce
 
 AHEAD = 8  # steps that wait for the GPU at most
 WARM_UPS = 2  # steps before the recording: in the first, kernels are compiled and workspaces taken

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from janus.inference.progress import Progress
+from janus.progress import Progress
 from janus.weights.load import load
 from janus.weights.read import contents, read, weight_files, windows
 

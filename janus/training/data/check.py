@@ -9,9 +9,9 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal
 
-from janus.inference.progress import Progress
-from janus.inference.progress import Report as OnProgress
 from janus.processing.processor import Processor
+from janus.progress import Progress
+from janus.progress import Report as OnProgress
 from janus.training.data.outline import Geometry, Task, outline
 from janus.training.data.rows import PlaceholderMismatch, Resolve, beside, parse_row
 from janus.training.data.sources import JsonLines

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from janus.checks import one_line, require_whole
 from janus.files import write_whole
-from janus.inference.progress import Progress, Report
 from janus.models.vq import VQ
 from janus.processing.processor import Processor
+from janus.progress import Progress, Report
 from janus.training.data.example import picture_target
 from janus.training.data.mixture import Source
 from janus.training.data.outline import Geometry
