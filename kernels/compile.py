@@ -179,7 +179,7 @@ def compile_for(launch: Launch, chip_name: str) -> Report:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--chip", action="append", choices=CHIPS, help="only this one (may be repeated)")
-    parser.add_argument("--kernel", default="", help="only kernels whose name contains this")
+    parser.add_argument("--kernel", default="", help="only kernels of this op, or whose name contains this")
     parser.add_argument("--part", default="1/1", help="only the i-th of n parts, i/n, to share the work")
     parser.add_argument("--json", metavar="FILE", help="write the reports there too")
     options = parser.parse_args()
@@ -189,7 +189,8 @@ def main() -> int:
     part, parts = (int(number) for number in options.part.split("/"))
     reports, failures = [], 0
     for launch in every_launch():
-        name = launch.kernel.__name__
+        module = launch.kernel.__module__.rpartition(".")[2]
+        name = f"{module}.{launch.kernel.__name__}"
         for chip in options.chip or CHIPS:
             share = int(hashlib.sha256(f"{describe(launch)} {chip}".encode()).hexdigest(), 16) % parts
             if options.kernel not in name or share != part - 1:

@@ -183,9 +183,19 @@ def check_dtype(build: TorchBuild) -> Finding:
 
 
 def check_triton(
-    version: str | None, error: str | None, *, torch_version: str, system: str, processor: str, cuda: bool
+    version: str | None,
+    error: str | None,
+    *,
+    torch_version: str,
+    system: str,
+    processor: str,
+    cuda: bool,
+    compiler: str | None,
 ) -> Finding:
-    """triton beside torch; `error` is what its import raised, `cuda` whether torch uses an NVIDIA card."""
+    """triton beside torch; `error` is what its import raised, `cuda` whether torch uses an NVIDIA card.
+
+    `compiler`: the C compiler that it would take.
+    """
     wanted = TRITON_OF_TORCH.get(_release(torch_version))
     pair = f"triton=={'.'.join(map(str, wanted))}.*" if wanted else "triton"
     if version is None:
@@ -203,6 +213,12 @@ def check_triton(
         oldest = ".".join(map(str, OLDEST_TRITON))
         text = (
             f"{version}, and kernels need {oldest} or later, so the slower plain PyTorch runs: upgrade torch"
+        )
+        return Finding("triton", "warning", text)
+    if cuda and compiler is None:
+        text = (
+            f"{version}, but it finds no C compiler, which it launches kernels by, so the slower plain "
+            "PyTorch runs: install gcc, or name a compiler in CC"
         )
         return Finding("triton", "warning", text)
     if wanted and _release(version) != wanted:
@@ -315,7 +331,13 @@ def _torch_and_gpus(machine: Machine) -> list[Finding]:
         version, error = machine.module("triton")
         cuda = build.device == "cuda" and build.hip is None
         return check_triton(
-            version, error, torch_version=build.version, system=system, processor=processor, cuda=cuda
+            version,
+            error,
+            torch_version=build.version,
+            system=system,
+            processor=processor,
+            cuda=cuda,
+            compiler=machine.compiler,
         )
 
     return [

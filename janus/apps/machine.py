@@ -129,6 +129,11 @@ class Machine:
     def hidden(self) -> str | None:
         return os.environ.get("CUDA_VISIBLE_DEVICES")
 
+    @property
+    def compiler(self) -> str | None:
+        """The C compiler that triton takes."""
+        return os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")
+
     def version(self, distribution: str) -> str | None:
         """The version of an installed distribution."""
         try:

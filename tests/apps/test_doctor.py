@@ -38,6 +38,7 @@ def made_up(**facts: Any) -> Any:
         "torch": replace(CUDA_BUILD, gpus=(H100,)),
         "nvidia": "driver 580.65",
         "hidden": None,
+        "compiler": "/usr/bin/gcc",
         "cache": CACHE,
         "offline": False,
         "memory": 128 * 10**9,
@@ -159,10 +160,18 @@ def test_dtype(build: TorchBuild, words: str) -> None:
         (None, None, {"cuda": False}, "ok", "plain PyTorch"),
         (None, None, {"processor": "aarch64"}, "ok", "plain PyTorch"),
         (None, None, {"system": "Windows"}, "ok", "plain PyTorch"),
+        ("3.7.1", None, {"compiler": None}, "warning", "install gcc"),
+        ("3.7.1", None, {"compiler": None, "cuda": False}, "ok", "3.7.1"),
     ],
 )
 def test_triton(version: str | None, error: str | None, facts: Any, status: str, words: str) -> None:
-    defaults = {"torch_version": "2.13.0+cu130", "system": "Linux", "processor": "x86_64", "cuda": True}
+    defaults: dict[str, Any] = {
+        "torch_version": "2.13.0+cu130",
+        "system": "Linux",
+        "processor": "x86_64",
+        "cuda": True,
+        "compiler": "/usr/bin/gcc",
+    }
     finding = doctor.check_triton(version, error, **{**defaults, **facts})
     assert finding.status == status
     assert words in finding.text
@@ -170,7 +179,12 @@ def test_triton(version: str | None, error: str | None, facts: Any, status: str,
 
 def test_a_triton_that_the_kernels_do_not_take() -> None:
     """Of torch 2.6: plain PyTorch runs, though nothing is missing or broken."""
-    facts: dict[str, Any] = {"system": "Linux", "processor": "x86_64", "cuda": True}
+    facts: dict[str, Any] = {
+        "system": "Linux",
+        "processor": "x86_64",
+        "cuda": True,
+        "compiler": "/usr/bin/gcc",
+    }
     finding = doctor.check_triton("3.2.0", None, torch_version="2.6.0+cu124", **facts)
     assert (finding.status, "3.2.0, and kernels need 3.3 or later" in finding.text) == ("warning", True)
     assert doctor.check_triton("3.3.0", None, torch_version="2.7.0", **facts).status == "ok"
