@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from janus.checks import one_line
+from janus.processing.tokenizer import Tokenizer
 from janus.training.parts import AnyModel
 from janus.training.recipe_sections import BACKBONE
 from janus.weights.hub import find
@@ -61,10 +62,11 @@ def fill_part(model: AnyModel, part: str, given: Mapping[str, Tensor], stem: str
         _fill(model, name, own[name], plan_source, given, stem)
 
 
-def take_backbone(model: AnyModel, path: str) -> None:
+def take_backbone(model: AnyModel, path: str, tokenizer: Tokenizer) -> None:
     """Take, in place, the vision tower and the language model of the checkpoint `path`, of the same sizes.
 
-    What reads and draws pictures between them stays as it is. ValueError where sizes differ, naming them.
+    What reads and draws pictures between them stays as it is. ValueError where sizes differ, naming them, or
+    where `tokenizer`, which the model will read by, has other words than the checkpoint's own.
     """
     given = load_floats(path, torch.device("cpu"), torch.float32)
     for part in BACKBONE:
@@ -78,6 +80,18 @@ def take_backbone(model: AnyModel, path: str) -> None:
                 f"{path} has a {part} of {theirs}, and the architecture wants {ours}: give its sizes"
             )
         getattr(model, part).load_state_dict(getattr(given, part).state_dict())
+    _require_words(Tokenizer.from_files(given.files, where=path), tokenizer)
+
+
+def _require_words(learned: Tokenizer, read: Tokenizer) -> None:
+    """ValueError unless every plain token that is `read` has the id that the language model `learned`."""
+    for token, number in read.backend.vocabulary.items():
+        if token not in read.backend.specials and learned.backend.vocabulary.get(token) != number:
+            raise ValueError(
+                f"{token!r} is token {number} of {read.where} and {learned.backend.vocabulary.get(token)} of "
+                f"{learned.where}, whose language model would read other words: give model.processor = "
+                f'"{learned.where}"'
+            )
 
 
 def _fill(

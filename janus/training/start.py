@@ -108,7 +108,7 @@ def start_janus(recipe: Recipe, processor: Processor, device: torch.device) -> A
         if start.language is not None:
             fill_part(model, "language", published_llama(start.language), LANGUAGE)
         if start.backbone is not None:
-            take_backbone(model, start.backbone)
+            take_backbone(model, start.backbone, processor.tokenizer)
     if isinstance(model, Janus):
         if start.vq is not None:
             model.vq.load_state_dict(load_vq(start.vq, model.config.vq).state_dict())

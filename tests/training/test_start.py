@@ -1,5 +1,6 @@
 """What a run begins with: random weights of a seed, and parts of published weights, each read strictly."""
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -224,6 +225,20 @@ def test_a_backbone_of_other_sizes_is_refused(begin: Begin, config: JanusConfig,
     sizes = replace(config, language=replace(config.language, vocabulary=400))
     with pytest.raises(ValueError, match=r"has a language of vocabulary \d+, and .* wants vocabulary 400"):
         begin(architecture=sizes, backbone=checkpoint)
+
+
+def test_a_backbone_that_learned_other_words_is_refused(
+    recipe: Recipe, reads: Processor, config: JanusConfig, checkpoint: str
+) -> None:
+    description = json.loads(reads.files["tokenizer.json"])
+    words = description["model"]["vocab"]
+    one, other = (token for token in reads.tokenizer.backend.vocabulary if token in ("a", "b"))
+    words[one], words[other] = words[other], words[one]
+    otherwise = Processor({**reads.files, "tokenizer.json": json.dumps(description).encode()})
+    begun = replace(recipe, model=Start(architecture=config, processor=checkpoint, backbone=checkpoint))
+    start_janus(begun, reads, CPU)
+    with pytest.raises(ValueError, match=r"'a' is token \d+ of .* and \d+ of .*: give model.processor ="):
+        start_janus(begun, otherwise, CPU)
 
 
 def test_timm_that_is_absent_or_fails_is_told(begin: Begin, monkeypatch: pytest.MonkeyPatch) -> None:
