@@ -20,8 +20,8 @@ import janus
 from janus.inference.board import Picture
 from janus.inference.draw import draw_codes
 from janus.inference.sampling import Sampling
+from make_checkpoint import PHOTOGRAPH
 
-PHOTOGRAPH = Path(__file__).resolve().parents[1] / "tests" / "data" / "photographs" / "chelsea.png"
 PROMPT = "a red circle left of a blue square"
 
 

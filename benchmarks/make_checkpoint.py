@@ -29,6 +29,7 @@ from janus.weights.load import empty_model
 from janus.weights.processor_config import read_side_files
 
 STAND_INS = Path(__file__).resolve().parents[1] / "tests" / "data"
+PHOTOGRAPH = STAND_INS / "photographs" / "chelsea.png"
 EVERY_PRESET = {**PRESETS, **FLOW_PRESETS}
 
 

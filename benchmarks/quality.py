@@ -26,8 +26,8 @@ from janus.inference.draw import draw_steps
 from janus.inference.sampling import Sampling
 from janus.inference.text import generate
 from janus.models.quantized import QUANTIZATIONS
+from make_checkpoint import PHOTOGRAPH
 
-PHOTOGRAPH = Path(__file__).resolve().parents[1] / "tests" / "data" / "photographs" / "chelsea.png"
 OTHERS = ("astronaut", "coffee", "rocket", "retina", "hubble_deep_field")  # scikit-image's, where it is
 QUESTIONS = (
     "What is in the picture?",

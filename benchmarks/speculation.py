@@ -218,7 +218,7 @@ def a_pass(steps: Iterator[DrawStep]) -> Callable[[], DrawStep]:
     return call
 
 
-def time(options: argparse.Namespace) -> None:
+def cost_of_passes(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     model = prepare(random_model(options.preset, 0).to(getattr(torch, options.dtype)))
     config = model.config
@@ -272,7 +272,7 @@ def main() -> None:
     command.add_argument("--pictures", type=int, default=1, help="drawn at once (%(default)s)")
     command.add_argument("--threads", type=int, default=os.cpu_count(), help="(%(default)s)")
     command.add_argument("--seconds", type=float, default=60.0, help="of measuring (%(default)s)")
-    command.set_defaults(run=time)
+    command.set_defaults(run=cost_of_passes)
     options = parser.parse_args()
     options.run(options)
 

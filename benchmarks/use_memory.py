@@ -16,8 +16,8 @@ import janus
 from janus.inference.board import Picture
 from janus.inference.draw import draw_steps
 from machine import resident
+from make_checkpoint import PHOTOGRAPH
 
-PHOTOGRAPH = Path(__file__).resolve().parents[1] / "tests" / "data" / "photographs" / "chelsea.png"
 TOKENS, CODES = 4, 8
 
 
