@@ -39,7 +39,8 @@ class Case:
     cpu: bool = False
     quick: bool = False
     headline: str = ""
-    once: bool = False  # minutes long: timed in its only call
+    once: bool = False  # minutes long on a CPU: timed there in its only call
+    alone: bool = False  # too large side by side: one implementation after the other
 
 
 # --- attention over whole sequences ---
@@ -357,6 +358,7 @@ def _draw() -> Iterator[ModelCase]:
                     middle="" if pictures == 1 else str(pictures),
                     pictures=pictures,
                     cpu=small and pictures <= 4,
+                    alone=pictures == 64,
                     quick=small and pictures == 1 and dtype == "bf16",
                     headline=f"a step of drawing, {counted(pictures)}, {QUESTION} keys, {size.upper()}"
                     if dtype == "bf16"

@@ -34,10 +34,16 @@ class Machine:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """Bytes a second through memory, read and written, and FLOP a second of a matrix product by dtype."""
+    """Bytes a second through memory, read and written, and FLOP a second of a matrix product by dtype.
+
+    `upload` is bytes a second from the host to a GPU. `busy` is the share of the threads' time that the
+    products took on a CPU, at worst: less than nearly all says that other work had the cores, too.
+    """
 
     bandwidth: float
     rates: dict[torch.dtype, float]
+    upload: float | None = None
+    busy: float = 1.0
 
 
 def slug(text: str) -> str:
@@ -143,10 +149,21 @@ def measure_ceilings(device: torch.device, dtypes: Iterable[torch.dtype], *, sma
     try:
         # What a CPU multiplies number by number is better multiplied in float32: that is its ceiling.
         computed = {dtype: torch.float32 if cpu.widens(device, dtype) else dtype for dtype in dtypes}
-        rates = {dtype: _matmul_rate(computed[dtype], side, device, seconds) for dtype in dtypes}
+        measured = {dtype: _matmul_rate(computed[dtype], side, device, seconds) for dtype in dtypes}
     finally:
         torch.set_float32_matmul_precision(precision)
-    return Ceilings(_bandwidth(numbers, device, seconds), rates)
+    return Ceilings(
+        _bandwidth(numbers, device, seconds),
+        {dtype: rate for dtype, (rate, _) in measured.items()},
+        _upload(numbers // 8, device, seconds) if on_gpu else None,  # pinned memory is scarce
+        1.0 if on_gpu else min((busy for _, busy in measured.values()), default=1.0),
+    )
+
+
+def _upload(numbers: int, device: torch.device, seconds: float) -> float:
+    source = torch.empty(numbers, pin_memory=True)
+    target = torch.empty(numbers, device=device)
+    return source.nbytes / _best_seconds(lambda: target.copy_(source, non_blocking=True), device, seconds)
 
 
 def _bandwidth(numbers: int, device: torch.device, seconds: float) -> float:
@@ -156,6 +173,10 @@ def _bandwidth(numbers: int, device: torch.device, seconds: float) -> float:
     return max(copied, source.nbytes / _best_seconds(source.sum, device, seconds))
 
 
-def _matmul_rate(dtype: torch.dtype, side: int, device: torch.device, seconds: float) -> float:
+def _matmul_rate(dtype: torch.dtype, side: int, device: torch.device, seconds: float) -> tuple[float, float]:
+    """-> FLOP a second, and the share of the threads' time that all calls together took."""
     left, right = torch.randn(2, side, side, device=device).to(dtype)
-    return 2 * side**3 / _best_seconds(lambda: left @ right, device, seconds)
+    spent, start = time.process_time(), time.perf_counter()
+    best = _best_seconds(lambda: left @ right, device, seconds)
+    busy = (time.process_time() - spent) / (time.perf_counter() - start) / torch.get_num_threads()
+    return 2 * side**3 / best, busy

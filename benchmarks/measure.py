@@ -12,9 +12,9 @@ A benchmark is a module `bench_<name>.py` that says what to measure and never ho
     cost_of(case, name)     if need be, in place of cost: for one implementation
     peak(case, inputs, name, device)    if need be, in place of peak_bytes
     CAPTURE = False         if calls record graphs of their own, or keep state on the host
+    UNCAPTURED              if need be, the implementations of which alone that holds
     BUDGET                  if need be, in place of the run's, unless that is --quick
-    ONLY_IF_ASKED           if need be, implementations or families of them that run only when --peers names
-                            them; ONLY_IF_ASKED_ON_CPU likewise
+    ONLY_IF_ASKED_ON_CPU    if need be, implementations that run on a CPU only when --peers names them
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ import gc
 import math
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -36,20 +37,28 @@ from torch.profiler import ProfilerActivity, profile
 import compare
 from cases import Case, dtype_name
 from machine import Ceilings, Machine, resident
+from peers import versions
 from rows import Row
 from timer import Budget, Call, Region, Timing, cpu_region, cuda_region, interleaved, single
 
 MOST_COPIES = 32
 ROOM = 1 << 30  # bytes for all copies of a case's inputs
+BUSY = 0.8  # of the threads' time: what a large product takes where it has the cores to itself
+
+Note = Callable[[str, str], None]  # hears of an implementation that has no row: its name, and why
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What any implementation must move and compute; `arithmetic` is the dtype whose rate bounds it."""
+    """What any implementation must move and compute; `arithmetic` is the dtype whose rate bounds it.
+
+    `uploads` says that what is moved goes from the host to the device.
+    """
 
     bytes: int
     flop: int
     arithmetic: torch.dtype
+    uploads: bool = False
 
 
 def title(benchmark: ModuleType) -> str:
@@ -106,17 +115,11 @@ def peak_bytes(call: Call, device: torch.device) -> int:
 
 
 @contextlib.contextmanager
-def peak_around(device: torch.device) -> Iterator[Callable[[], int]]:
-    """-> a function for the end: by how much memory grew at most, of the device or of the process.
+def peak_around() -> Iterator[Callable[[], int]]:
+    """-> a function for the end: by how much the process's memory grew at most. Known on Linux only.
 
-    Costs the calls in between nothing, unlike `peak_bytes`. The process's is known on Linux only.
+    Costs the calls in between nothing, unlike `peak_bytes`.
     """
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        yield lambda: torch.cuda.max_memory_allocated(device) - before
-        return
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before = resident("VmRSS")
@@ -164,79 +167,101 @@ def input_sets(
     return sets
 
 
+class Judge:
+    """Compares results of a case with the truth, the first that there is."""
+
+    def __init__(self, benchmark: ModuleType, case: Case, inputs: Sequence[Any]) -> None:
+        self.check = partial(getattr(benchmark, "problem", differs), case, inputs)
+        self.truth: Any = None
+        self.compared = 0
+
+    def problem(self, name: str, result: Any) -> str | None:
+        if self.truth is not None:
+            self.compared += 1
+            return self.check(name, result, self.truth)
+        wrong = self.check(name, result, result)  # not even equal to itself: NaN
+        if not wrong:
+            self.truth = result
+        return wrong
+
+
+def refer(judge: Judge, name: str, prepare: Callable[..., Call], inputs: Sequence[Any], note: Note) -> None:
+    """Make the result of an implementation the truth, without timing it."""
+    try:
+        wrong = judge.problem(name, prepare(*inputs)())
+    except Exception as error:
+        wrong = _first_line(error)
+    if wrong:
+        note(name, f"could not be compared with: {wrong}")
+
+
 def ready(
     benchmark: ModuleType,
     case: Case,
     implementations: Mapping[str, Callable[..., Call]],
     sets: Sequence[Sequence[Any]],
     device: torch.device,
-    note: Callable[[str, str], None],
+    judge: Judge,
+    note: Note,
 ) -> tuple[dict[str, list[Call]], dict[str, int]]:
-    """The calls, one for each set of inputs, and the peak memory, of those that run and are right.
-
-    `note` hears of the others: a name, and why.
-    """
-    check = getattr(benchmark, "problem", differs)
+    """The calls, one for each set of inputs, and the peak memory, of those that run and are right."""
     calls: dict[str, list[Call]] = {}
     peaks: dict[str, int] = {}
-    expected = None
+
+    def attempt(name: str, prepare: Callable[..., Call]) -> None:
+        first = prepare(*sets[0])
+        if wrong := judge.problem(name, first()):
+            note(name, f"is wrong, so it was not timed: {wrong}")
+            return
+        peaks[name] = (
+            benchmark.peak(case, sets[0], name, device)
+            if hasattr(benchmark, "peak")
+            else peak_bytes(first, device)
+        )
+        calls[name] = [first, *(prepare(*inputs) for inputs in sets[1:])]
+
     for name, prepare in implementations.items():
         try:
-            first = prepare(*sets[0])
-            result = first()
-            if expected is None:
-                expected = result
-            elif wrong := check(case, sets[0], name, result, expected):
-                note(name, f"is wrong, so it was not timed: {wrong}")
-                continue
-            del result
-            peaks[name] = (
-                benchmark.peak(case, sets[0], name, device)
-                if hasattr(benchmark, "peak")
-                else peak_bytes(first, device)
-            )
-            calls[name] = [first, *(prepare(*inputs) for inputs in sets[1:])]
+            attempt(name, prepare)
         except Exception as error:  # unsupported here, or out of memory: the others go on
             note(name, f"did not run: {_first_line(error)}")
+        if name not in calls:
+            free(device)  # the next one may need what this one held
     return calls, peaks
 
 
 def ready_once(
-    benchmark: ModuleType,
-    case: Case,
     implementations: Mapping[str, Callable[..., Call]],
     inputs: Sequence[Any],
     device: torch.device,
-    note: Callable[[str, str], None],
+    judge: Judge,
+    note: Note,
 ) -> tuple[dict[str, Timing], dict[str, int]]:
     """Timings and peak memory of calls that are made only once, one after the other; else as `ready`."""
-    check = getattr(benchmark, "problem", differs)
     timings: dict[str, Timing] = {}
     peaks: dict[str, int] = {}
-    expected = None
+
+    def attempt(name: str, prepare: Callable[..., Call]) -> None:
+        call = prepare(*inputs)
+        with peak_around() as peak:
+            timing, result = single(call)
+            most = peak()
+        if wrong := judge.problem(name, result):
+            note(name, f"is wrong, so its time does not count: {wrong}")
+            return
+        timings[name], peaks[name] = timing, most
+
     for name, prepare in implementations.items():
         try:
-            call = prepare(*inputs)
-            with peak_around(device) as peak:
-                timing, result = single(call, device)
-                most = peak()
-            expected = result if expected is None else expected
-            if wrong := check(case, inputs, name, result, expected):
-                note(name, f"is wrong, so its time does not count: {wrong}")
-                continue
-            timings[name], peaks[name] = timing, most
-            del call, result
+            attempt(name, prepare)
         except Exception as error:
             note(name, f"did not run: {_first_line(error)}")
+        free(device)
     return timings, peaks
 
 
 def timed(
-    calls: Mapping[str, Sequence[Call]],
-    session: Session,
-    note: Callable[[str, str], None],
-    *,
-    capture: bool = True,
+    calls: Mapping[str, Sequence[Call]], session: Session, note: Note, uncaptured: Collection[str] = ()
 ) -> dict[str, Timing]:
     spoiler = None
     if session.device.type == "cuda":
@@ -246,7 +271,9 @@ def timed(
     for name, its_calls in calls.items():
         try:
             regions[name] = (
-                cpu_region(its_calls) if spoiler is None else cuda_region(its_calls, spoiler, capture=capture)
+                cpu_region(its_calls)
+                if spoiler is None
+                else cuda_region(its_calls, spoiler, capture=name not in uncaptured)
             )
         except Exception as error:
             note(name, f"could not be timed: {_first_line(error)}")
@@ -259,13 +286,20 @@ def timed(
 def measure(
     benchmark: ModuleType, case: Case, names: Sequence[str], session: Session
 ) -> tuple[list[Row], list[str]]:
-    """Time the implementations `names`; -> their rows, and a line on each that has none."""
+    """Time the implementations `names`; -> their rows, and a line on each that has none.
+
+    The benchmark's first one is what they are compared with, whether it is among them or not.
+    """
     notes: list[str] = []
 
     def note(name: str, text: str) -> None:
         notes.append(f"{case.name}: {name} {text}")
 
     device, machine = session.device, session.machine
+    if hasattr(benchmark, "BUDGET") and not session.quick:
+        session = replace(session, budget=benchmark.BUDGET)
+    timings: dict[str, Timing] = {}
+    peaks: dict[str, int] = {}
     with torch.no_grad():
         try:
             sets = input_sets(benchmark, case, names, device, machine.cache)
@@ -273,31 +307,56 @@ def measure(
             note("inputs", f"could not be made: {_first_line(error)}")
             return [], notes
         everything = benchmark.setup(case, device)
-        wanted = {name: everything[name] for name in names}
-        if case.once:
-            timings, peaks = ready_once(benchmark, case, wanted, sets[0], device, note)
-        else:
-            calls, peaks = ready(benchmark, case, wanted, sets, device, note)
-            if hasattr(benchmark, "BUDGET") and not session.quick:
-                session = replace(session, budget=benchmark.BUDGET)
-            timings = timed(calls, session, note, capture=getattr(benchmark, "CAPTURE", True))
-            del calls
-    del sets, everything, wanted
+        judge = Judge(benchmark, case, sets[0])
+        reference = next(iter(everything))
+        if reference not in names:
+            refer(judge, reference, everything[reference], sets[0], note)
+            free(device)
+        for group in [[name] for name in names] if case.alone else [names]:
+            its = {name: everything[name] for name in group}
+            if case.once and device.type == "cpu":
+                new, most = ready_once(its, sets[0], device, judge, note)
+            else:
+                calls, most = ready(benchmark, case, its, sets, device, judge, note)
+                captures = getattr(benchmark, "CAPTURE", True)
+                new = timed(calls, session, note, getattr(benchmark, "UNCAPTURED", ()) if captures else calls)
+                del calls
+            timings |= new
+            peaks |= most
+            free(device)
+    remark = "" if judge.compared else "compared with nothing"
+    del sets, everything, judge
     release(device)
 
     return [
-        row(title(benchmark), case, name, timing, cost_of(benchmark, case, name), peaks[name], session)
+        row(
+            title(benchmark), case, name, timing, cost_of(benchmark, case, name), peaks[name], session, remark
+        )
         for name, timing in timings.items()
     ], notes
 
 
 def row(
-    benchmark: str, case: Case, name: str, timing: Timing, cost: Cost, peak: int, session: Session
+    benchmark: str,
+    case: Case,
+    name: str,
+    timing: Timing,
+    cost: Cost,
+    peak: int,
+    session: Session,
+    remark: str = "",
 ) -> Row:
     """What was measured beside what it could be. Six digits are more than a clock is good for."""
     machine, ceilings = session.machine, session.ceilings
     rate = ceilings.rates[cost.arithmetic]
-    floor = 1000 * max(cost.bytes / ceilings.bandwidth, cost.flop / rate)
+    bandwidth = ceilings.upload if cost.uploads and ceilings.upload else ceilings.bandwidth
+    floor = 1000 * max(cost.bytes / bandwidth, cost.flop / rate)
+    remarks = {
+        remark: bool(remark),
+        "one after the other, not in turns": case.alone,
+        "faster than its floor": floor > timing.median,
+        "other work ran beside it": ceilings.busy < BUSY,
+    }
 
     def rounded(number: float) -> float:
         return float(f"{number:.6g}")
@@ -328,15 +387,22 @@ def row(
         bytes=cost.bytes,
         flop=cost.flop,
         arithmetic=dtype_name(cost.arithmetic),
-        bandwidth=rounded(ceilings.bandwidth),
+        bandwidth=rounded(bandwidth),
         rate=rounded(rate),
         peak_bytes=peak,
+        versions=versions(name),
+        note="; ".join(text for text, holds in remarks.items() if holds),
     )
+
+
+def free(device: torch.device) -> None:
+    """Give back the memory of what nothing refers to any more."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def release(device: torch.device) -> None:
     """Forget what the last case compiled and allocated: torch.compile keeps eight variants of a function."""
     torch.compiler.reset()
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
+    free(device)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ class Row:
     allocated at once beyond the inputs, results included; of loading, and of what is timed once on a CPU, the
     growth of the process's resident memory. `clock` says how time was taken: "wall", "events",
     or "graph" (events around a replayed CUDA graph); `calls` are those of one sample, `repeats` the samples.
+    `versions` are Python's and that of the implementation's own package, `note` what to know of the row.
     """
 
     date: str
@@ -52,6 +53,8 @@ class Row:
     bandwidth: float
     rate: float
     peak_bytes: int
+    versions: str = ""
+    note: str = ""
 
     @property
     def own(self) -> bool:
@@ -81,14 +84,22 @@ _READERS: dict[str, Callable[[str], Any]] = {
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of one CSV file; none where there is no file. Raises ValueError for other columns."""
+    """The rows of one CSV file; none where there is no file. Raises ValueError for other columns.
+
+    Older files lack the last ones.
+    """
     if not file.exists():
         return []
     kinds = {field.name: _READERS[str(field.type)] for field in fields(Row)}
+    needed = {field.name for field in fields(Row) if field.default is MISSING}
     with file.open(newline="", encoding="utf-8") as lines:
         reader = csv.DictReader(lines)
-        if set(reader.fieldnames or ()) != set(kinds):
-            raise ValueError(f"{file} has other columns than benchmarks/rows.py: {reader.fieldnames}")
+        found = set(reader.fieldnames or ())
+        if not needed <= found <= set(kinds):
+            odd = ", ".join(sorted((needed - found) | (found - set(kinds))))
+            raise ValueError(
+                f"{file} has other columns than benchmarks/rows.py ({odd}): name another with --results"
+            )
         return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in reader]
 
 
@@ -118,6 +129,11 @@ def merge(folder: Path, rows: Iterable[Row]) -> list[Path]:
 def best_peer(rows: Iterable[Row]) -> Row | None:
     """The fastest that is not ours among the rows of one case and run."""
     return min((row for row in rows if not row.own), key=lambda row: row.median, default=None)
+
+
+def peer_name(peer: Row, ours: Row) -> str:
+    """Its name, and its clock where that is another: "events" count launches, which "graph" does not."""
+    return peer.implementation if peer.clock == ours.clock else f"{peer.implementation}, {peer.clock}"
 
 
 def by_case(rows: Iterable[Row]) -> dict[tuple[str, str], list[Row]]:
@@ -154,16 +170,17 @@ def table(rows: Iterable[Row]) -> str:
         "20 %",
         "80 %",
         "unit",
+        "clock",
         "cpu",
         "floor",
         "x floor",
         "peak MB",
     )
-    lines: list[tuple[str, ...]] = [(*titles, "best peer / ours")]
+    lines: list[tuple[str, ...]] = [(*titles, "best peer / ours", "note")]
     for (_, case), group in sorted(by_case(rows).items()):
         peer = best_peer(group)
         for row in group:
-            against = f"{peer.median / row.median:.2f} ({peer.implementation})" if row.own and peer else ""
+            against = f"{peer.median / row.median:.2f} ({peer_name(peer, row)})" if row.own and peer else ""
             times = (row.median, row.quantile_20, row.quantile_80)
             lines.append(
                 (
@@ -171,15 +188,17 @@ def table(rows: Iterable[Row]) -> str:
                     row.implementation,
                     *(number(value) for value in times),
                     row.unit,
+                    row.clock,
                     "" if row.cpu is None else number(row.cpu),
                     number(row.floor),
                     f"{1 / row.floor_fraction:.1f}",
                     f"{row.peak_bytes / 1e6:.1f}",
                     against,
+                    row.note,
                 )
             )
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-    left = {0, 1, 5, len(titles)}
+    left = {0, 1, 5, 6, len(titles), len(titles) + 1}
     return "\n".join(
         "  ".join(
             text.ljust(width) if column in left else text.rjust(width)

@@ -1,4 +1,4 @@
-"""The one timer. Nothing else in this folder looks at a clock.
+"""How calls are timed, one beside the other.
 
 A region is some calls of one implementation, long enough for the clock. The regions of a case take turns,
 round after round in an order that is drawn anew, so that whatever drifts (clocks, neighbors, heat) meets
@@ -21,7 +21,7 @@ Call = Callable[[], Any]
 CPU_REGION = 20.0  # ms: far above the clock's grain and one switch of tasks
 GPU_REGION = 0.2  # ms: events are good to about 1 us
 MOST_CALLS = 200  # in one CUDA graph
-# Above it, launching costs little beside the call itself, and a graph is not worth its memory.
+# Above it a call is timed as it is made, its launches included, for a graph of it would take much memory.
 LAUNCH_BOUND = 1.0  # ms
 
 
@@ -182,7 +182,7 @@ def interleaved(
         try:
             return regions[name].run()
         except Exception as error:  # out of memory, say: the others go on
-            failures[name] = error
+            failures[name] = error.with_traceback(None)  # whose frames hold what it allocated
             return None
 
     for name in regions:  # one round to warm up, and to see how many there is time for
@@ -200,17 +200,11 @@ def interleaved(
     }, failures
 
 
-def single(call: Call, device: torch.device) -> tuple[Timing, Any]:
-    """A call that takes minutes, timed the only time it is made; -> its timing and its result."""
-    on_gpu = device.type == "cuda"
-    if on_gpu:
-        torch.cuda.synchronize(device)
+def single(call: Call) -> tuple[Timing, Any]:
+    """A call that takes minutes on a CPU, timed the only time it is made; -> its timing and its result."""
     cpu, start = time.process_time(), time.perf_counter()
     result = call()
-    if on_gpu:
-        torch.cuda.synchronize(device)
-    elapsed, spent = 1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu)
-    sample = Sample(elapsed, math.nan if on_gpu else spent)
+    sample = Sample(1000 * (time.perf_counter() - start), 1000 * (time.process_time() - cpu))
     return timing([sample], Region(lambda: sample, 1, "wall")), result
 
 

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import sys
+import weakref
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 import compare
-from measure import MOST_COPIES, Cost, Session, copies, input_sets, measure, peak_around, peak_bytes
-from timer import Budget
+import measure as measuring
+from machine import Ceilings
+from measure import (
+    MOST_COPIES,
+    Cost,
+    Judge,
+    Session,
+    copies,
+    input_sets,
+    measure,
+    peak_around,
+    peak_bytes,
+    ready,
+)
+from timer import Budget, Timing
 
 CPU = torch.device("cpu")
 
@@ -71,6 +88,114 @@ def test_a_budget_of_its_own_but_for_a_quick_run(fake: Any, session: Session) ->
         assert rows[0].repeats == repeats
 
 
+def test_the_first_is_what_others_are_compared_with_even_if_it_is_not_asked_for(
+    fake: Any, session: Session
+) -> None:
+    case = fake.module.CASES[0]
+    rows, notes = measure(fake.module, case, ["einsum-wrong", "janus"], session)
+    assert [row.implementation for row in rows] == ["janus"]
+    assert "compared" not in rows[0].note
+    assert fake.counts["eager"] == 1
+    assert "einsum-wrong is wrong" in notes[0]
+
+
+def test_what_was_compared_with_nothing_says_so(fake: Any, session: Session) -> None:
+    setup = fake.module.setup
+    for first in ("sdpa-failing", "cdist-nan"):
+        fake.module.setup = lambda case, device, first=first: {
+            first: setup(case, device)[first],
+            **setup(case, device),
+        }
+        rows, notes = measure(fake.module, fake.module.CASES[0], ["janus"], session)
+        assert rows[0].note.startswith("compared with nothing")
+        assert f"{first} could not be compared with: " in notes[0]
+    rows, _ = measure(fake.module, fake.module.CASES[0], ["janus", "transformers"], session)
+    assert not any("compared" in row.note for row in rows)
+
+
+def test_what_did_not_run_or_is_wrong_is_freed_before_the_next(fake: Any) -> None:
+    held: list[weakref.ref[torch.Tensor]] = []
+
+    def wasteful(x: torch.Tensor, scale: float, last: bool = False) -> Callable[[], torch.Tensor]:
+        assert all(tensor() is None for tensor in held)
+        workspace = torch.ones(8)
+        held.append(weakref.ref(workspace))
+
+        def call() -> torch.Tensor:
+            result = x * scale * workspace[0]
+            held.append(weakref.ref(result))
+            if scale == 0:
+                raise RuntimeError("out of memory")
+            return result
+
+        return call
+
+    case, given = fake.module.CASES[0], (torch.ones(8),)
+    implementations = {"eager": lambda x: lambda: 2 * x}
+    implementations |= {str(scale): partial(wasteful, scale=scale) for scale in (0, 3, 0, 2)}
+    notes: list[str] = []
+    judge = Judge(fake.module, case, given)
+    calls, _ = ready(
+        fake.module, case, implementations, [given], CPU, judge, lambda name, _: notes.append(name)
+    )
+    assert list(calls) == ["eager", "2"]
+    assert notes == ["0", "3"]
+
+
+@pytest.mark.usefixtures("hasty")
+def test_what_is_too_large_side_by_side_is_measured_one_after_the_other(
+    fake: Any, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    groups: list[list[str]] = []
+    timed = measuring.timed
+
+    def noted(calls: Any, *rest: Any) -> Any:
+        groups.append(list(calls))
+        return timed(calls, *rest)
+
+    monkeypatch.setattr(measuring, "timed", noted)
+    case = replace(fake.module.CASES[0], alone=True)
+    rows, _ = measure(fake.module, case, ["eager", "einsum-wrong", "janus"], session)
+    assert groups == [["eager"], [], ["janus"]]
+    assert [row.implementation for row in rows] == ["eager", "janus"]
+    assert all(row.note.startswith("one after the other, not in turns") for row in rows)
+
+
+def test_on_a_gpu_even_minutes_are_warmed_up_and_repeated(
+    fake: Any, session: Session, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Timing(2.0, 1.0, 3.0, math.nan, 5, 1, "events")
+    seen: list[Any] = []
+
+    def timed(calls: Any, session: Session, note: Any, uncaptured: Any) -> dict[str, Timing]:
+        seen.append(list(uncaptured))
+        return dict.fromkeys(calls, kept)
+
+    monkeypatch.setattr(measuring, "timed", timed)
+    fake.module.inputs = lambda case, device: (torch.ones(1024),)
+    fake.module.peak = lambda case, inputs, name, device: 1
+    session = replace(session, device=torch.device("cuda"))
+    case = replace(fake.module.CASES[0], once=True)
+    rows, _ = measure(fake.module, case, ["eager", "janus"], session)
+    assert [(row.repeats, row.clock, row.cpu) for row in rows] == [(5, "events", None)] * 2
+    fake.module.UNCAPTURED = ("eager",)
+    measure(fake.module, case, ["eager", "janus"], session)
+    fake.module.CAPTURE = False
+    measure(fake.module, case, ["eager", "janus"], session)
+    assert seen == [[], ["eager"], ["eager", "janus"]]
+
+
+def test_a_row_says_what_to_know_of_it(fake: Any, session: Session) -> None:
+    case = fake.module.CASES[0]
+    slow = Ceilings(bandwidth=1e-9, rates={torch.float32: 1e9}, upload=1e-3, busy=0.5)
+    (row,), _ = measure(fake.module, case, ["eager"], replace(session, ceilings=slow))
+    assert row.note == "compared with nothing; faster than its floor; other work ran beside it"
+    assert row.bandwidth == 1e-9
+    fake.module.cost = lambda case: Cost(1, 1, torch.float32, uploads=True)
+    (row,), _ = measure(fake.module, case, ["eager"], replace(session, ceilings=slow))
+    assert (row.bandwidth, row.floor) == (1e-3, 1e6)
+
+
 def test_what_takes_minutes_is_called_once(fake: Any, session: Session) -> None:
     case = replace(fake.module.CASES[0], once=True)
     rows, notes = measure(fake.module, case, ["eager", "einsum-wrong", "sdpa-failing", "janus"], session)
@@ -100,7 +225,7 @@ def test_copies_outgrow_the_cache_for_whoever_moves_least(fake: Any) -> None:
 
 
 def test_peak_around_what_runs_undisturbed() -> None:
-    with peak_around(CPU) as peak:
+    with peak_around() as peak:
         large = torch.ones(1 << 24)  # 64 MiB
         del large
         kept = torch.ones(1 << 12)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from peers import versions
 from rows import Row, best_peer, latest, merge, number, read, table
 
 Made = Callable[..., Row]
@@ -71,6 +74,28 @@ def test_a_file_with_other_columns_is_not_overwritten(tmp_path: Path, made: Made
     assert file.read_text() == "machine,median\ncray-1,2\n"
 
 
+def test_an_older_file_lacks_the_last_columns(tmp_path: Path, made: Made) -> None:
+    (file,) = merge(tmp_path, [made()])
+    lines = file.read_text().splitlines()
+    assert lines[0].endswith(",peak_bytes,versions,note")
+    assert lines[1].endswith(",4096,,")
+    file.write_text(
+        "\n".join(line.removesuffix(",versions,note").removesuffix(",,") for line in lines) + "\n"
+    )
+    assert read(file) == [made()]
+    merge(tmp_path, [made(implementation="eager", versions="python 3.12.3", note="odd")])
+    assert [row.note for row in read(file)] == ["odd", ""]
+
+
+def test_versions_are_pythons_and_the_packages() -> None:
+    python = f"python {platform.python_version()}"
+    for name in ("janus-triton", "compiled", "sdpa-math"):
+        assert versions(name) == python
+    pytest.importorskip("transformers")
+    for name in ("transformers", "original-flow"):
+        assert versions(name) == f"{python}, transformers {version('transformers')}"
+
+
 def test_the_last_run_of_each_case(made: Made) -> None:
     old = [made(date="2026-01-01"), made(date="2026-01-01", implementation="eager")]
     new = [made(date="2026-02-02", commit="def"), made(date="2025-01-01", case="other_1_fp32")]
@@ -98,10 +123,17 @@ def test_the_printed_table_is_aligned(made: Made) -> None:
     assert lines[0].split()[:3] == ["case", "implementation", "median"]
     ours = next(line for line in lines if "double" in line and "janus" in line)
     assert "1.50 (compiled)" in ours
+    assert " wall " in ours
     assert " 4.0 " in ours  # times its floor
     column = lines[0].index("unit")
     assert all(line[column : column + 2] == "ms" for line in lines[1:])
     assert lines.index(ours) < next(number for number, line in enumerate(lines) if " compiled " in line)
+
+
+def test_a_comparison_of_two_clocks_is_marked(made: Made) -> None:
+    text = table([made(clock="graph", note="odd"), made(implementation="eager", median=4.0, clock="events")])
+    assert "2.00 (eager, events)" in text
+    assert any(line.endswith("odd") for line in text.splitlines())
 
 
 @pytest.mark.parametrize(
