@@ -86,8 +86,7 @@ def _roofline(figure: Any, rows: Sequence[Row]) -> None:
     styles = _styles(rows)
     intensities = [row.flop / row.bytes for row in rows]
     ends = min(intensities) / 4, max(intensities) * 4
-    last = max(row.date for row in rows)  # the ceilings of the last run stand for all
-    roofs = {(row.arithmetic, row.bandwidth, row.rate) for row in rows if row.date == last}
+    roofs = {(row.arithmetic, row.bandwidth, row.rate) for row in rows}  # of every run that rows are of
     for arithmetic, bandwidth, rate in sorted(roofs):
         corner = min(max(rate / bandwidth, ends[0]), ends[1])
         points = sorted({ends[0], corner, ends[1]})
@@ -129,8 +128,8 @@ def draw(folder: Path, machine: str, benchmarks: Collection[str]) -> list[str]:
     for benchmark in benchmarks:
         rows = [row for row in latest(read(folder / f"{machine}.csv")) if row.benchmark == benchmark]
         for kind, picture in (("bars", _bars), ("roofline", _roofline)):
-            if not rows:
-                continue
+            if not rows or (kind == "roofline" and all(row.flop == 1 for row in rows)):
+                continue  # loading computes nothing
             figure = Figure(layout="constrained", dpi=100)
             picture(figure, rows)
             file = folder / machine / f"{benchmark}-{kind}.png"

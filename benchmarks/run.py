@@ -4,8 +4,9 @@
     python benchmarks/run.py --only attention,swiglu  some benchmarks, or cases, or beginnings of their names
     python benchmarks/run.py --list                   what there is; nothing is run
 
-Every implementation is first compared with the first one, and timed only if it computes the same. Rows are
-printed, and kept in benchmarks/results/<machine>.csv with pictures beside it; `--quick` keeps nothing.
+Every implementation is first compared with the benchmark's first one, selected or not, and timed only if it
+computes the same. Rows are printed, and kept in benchmarks/results/<machine>.csv with pictures beside it;
+`--quick` keeps nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ import models
 import plot
 import rows
 from cases import Case, dtype_name
+from janus.files import require_folder, require_place
 from machine import identify, measure_ceilings
 from measure import Session, measure, title
 from peers import FAMILIES, family
@@ -46,11 +48,15 @@ class Mistake(Exception):
 
 @dataclass(frozen=True)
 class Selected:
-    """A case to measure, and the names of the implementations to measure it with."""
+    """A case, the names of the implementations to measure it with, and whether it is measured.
+
+    One that is too large, for a CPU or for --quick, is measured only if it is named in full.
+    """
 
     benchmark: ModuleType
     case: Case
     names: tuple[str, ...]
+    runs: bool
 
 
 def benchmarks() -> list[ModuleType]:
@@ -65,15 +71,13 @@ def _words(text: str | None) -> list[str] | None:
 def implementations(
     benchmark: ModuleType, case: Case, device: torch.device, peers: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """Ours, and those peers that are wanted: if none is named, all but the benchmark's ONLY_IF_ASKED."""
-    unwanted = getattr(benchmark, "ONLY_IF_ASKED", ())
-    if device.type == "cpu":
-        unwanted += getattr(benchmark, "ONLY_IF_ASKED_ON_CPU", ())
+    """Ours, and those peers that are wanted, all if none is named; `measure` has ONLY_IF_ASKED_ON_CPU."""
+    unwanted = getattr(benchmark, "ONLY_IF_ASKED_ON_CPU", ()) if device.type == "cpu" else ()
 
     def wanted(name: str) -> bool:
         if peers is not None and (name in peers or family(name) in peers):
             return True
-        return (peers is None or family(name) == rows.OWN) and not {name, family(name)} & set(unwanted)
+        return (peers is None or family(name) == rows.OWN) and name not in unwanted
 
     return tuple(name for name in benchmark.setup(case, device) if wanted(name))
 
@@ -86,11 +90,7 @@ def select(
     peers: Sequence[str] | None = None,
     quick: bool = False,
 ) -> list[Selected]:
-    """The cases that `only` names or begins to name, all if it is None.
-
-    A case that is not named in full is left out where it is too large: for a CPU, or for `quick`. Raises
-    Mistake for names that fit nothing.
-    """
+    """The cases that `only` names or begins to name, all if it is None. Raises Mistake for unknown names."""
     everything = [(benchmark, case) for benchmark in found for case in benchmark.CASES]
     for word in only or ():
         if not any(
@@ -104,24 +104,27 @@ def select(
         if family(word) not in FAMILIES:
             raise Mistake(f"no peer is called {word!r}; there are {', '.join(FAMILIES)}")
 
-    def wanted(benchmark: ModuleType, case: Case) -> bool:
-        if only is not None and case.name in only:
-            return True
-        named = only is None or any(
-            title(benchmark).startswith(word) or case.name.startswith(word) for word in only
-        )
-        return named and (case.quick or not quick) and (case.cpu or device.type != "cpu")
+    def runs(case: Case) -> bool:
+        fits = (case.quick or not quick) and (case.cpu or device.type != "cpu")
+        return fits or case.name in (only or ())
 
     return [
-        Selected(benchmark, case, implementations(benchmark, case, device, peers))
+        Selected(benchmark, case, implementations(benchmark, case, device, peers), runs(case))
         for benchmark, case in everything
-        if wanted(benchmark, case)
+        if only is None
+        or any(title(benchmark).startswith(word) or case.name.startswith(word) for word in only)
     ]
+
+
+def absent(peers: Sequence[str] | None, names: Iterable[str]) -> list[str]:
+    """The peers asked for that none of the names is of."""
+    found = {known for name in names for known in (name, family(name))}
+    return [peer for peer in peers or () if peer not in found]
 
 
 def parser() -> argparse.ArgumentParser:
     usage = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    usage.add_argument("--list", action="store_true", help="print what would be measured here, and stop")
+    usage.add_argument("--list", action="store_true", help="print what there is to measure, and stop")
     usage.add_argument("--only", metavar="A,B", help="benchmarks or cases by name, or how their names begin")
     usage.add_argument("--peers", metavar="P,...", help=f"only these beside ours, of {', '.join(FAMILIES)}")
     usage.add_argument("--quick", action="store_true", help="small cases, few repeats; nothing is kept")
@@ -140,6 +143,24 @@ def parser() -> argparse.ArgumentParser:
     return usage
 
 
+def show(found: Sequence[Selected]) -> None:
+    width = max(len(one.case.name) for one in found)
+    for one in found:
+        remark = "" if one.runs else "  (only if named in full)"
+        print(f"{title(one.benchmark):<17} {one.case.name:<{width}}  {' '.join(one.names)}{remark}")
+
+
+def require_places(json: Path | None, cache: Path | None, results: Path | None, machine: str) -> None:
+    """ValueError or OSError, before the work, where its results could not be kept."""
+    if json is not None:
+        require_place(json, "--json")
+    if cache is not None:
+        require_folder(cache, "name another with --cache")
+    if results is not None:
+        require_folder(results, "name another with --results")
+        rows.read(results / f"{machine}.csv")  # new rows go beside those in it
+
+
 def run(
     selected: Sequence[Selected], session: Session, folder: Path | None
 ) -> tuple[list[rows.Row], list[str]]:
@@ -154,6 +175,8 @@ def run(
         notes += remarks
         if folder is not None:
             rows.merge(folder, new)
+        if number == len(selected) or selected[number].benchmark is not one.benchmark:
+            models.forget()
     return measured, notes
 
 
@@ -163,23 +186,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     models.cache = options.cache
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    peers = _words(options.peers)
+    folder = options.results or (None if options.quick else rows.RESULTS)
     try:
-        selected = select(
-            benchmarks(), device, only=_words(options.only), peers=_words(options.peers), quick=options.quick
-        )
+        found = select(benchmarks(), device, only=_words(options.only), peers=peers, quick=options.quick)
+        if options.list:
+            show(found)
+            return 0
+        if device.type == "cuda" and not torch.cuda.is_available():
+            raise Mistake(
+                "torch finds no GPU for --device cuda: take --device cpu, or a torch built for CUDA"
+            )
+        selected = [one for one in found if one.runs]
         if not selected:
             raise Mistake(
                 "the cases named are too large for this device or --quick: name one in full, or see --list"
             )
-    except Mistake as mistake:
+        if unknown := absent(peers, [name for one in selected for name in one.names]):
+            raise Mistake(
+                f"{', '.join(unknown)} of --peers is not installed or serves none of these cases: "
+                "leave it out, or see --list"
+            )
+        machine = identify(device, options.commit)
+        require_places(options.json, options.cache, folder, machine.name)
+    except (Mistake, ValueError, OSError) as mistake:
         print(f"run.py: {mistake}", file=sys.stderr)
         return 2
-    if options.list:
-        width = max(len(one.case.name) for one in selected)
-        for one in selected:
-            print(f"{title(one.benchmark):<17} {one.case.name:<{width}}  {' '.join(one.names)}")
-        return 0
-    machine = identify(device, options.commit)
     print(f"{machine.device}, {machine.threads} threads, torch {machine.torch}, commit {machine.commit}")
     arithmetics = dict.fromkeys(one.benchmark.cost(one.case).arithmetic for one in selected)
     ceilings = measure_ceilings(device, arithmetics)
@@ -193,7 +225,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         date=datetime.now(UTC).isoformat(timespec="seconds"),
         quick=options.quick,
     )
-    folder = options.results or (None if options.quick else rows.RESULTS)
     measured, notes = run(selected, session, folder)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(row) for row in measured], indent=1) + "\n")
@@ -209,7 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Ours must run, and be right; what others cannot do here is theirs.
     done = {(row.case, row.implementation) for row in measured}
     ours = [(one.case.name, name) for one in selected for name in one.names if family(name) == rows.OWN]
-    return 0 if done.issuperset(ours) else 1
+    if not done.issuperset(ours):
+        return 1
+    idle = absent(peers, [row.implementation for row in measured])
+    if idle:
+        print(f"run.py: {', '.join(idle)} of --peers never ran: the notes above say why", file=sys.stderr)
+    return 2 if idle else 0
 
 
 if __name__ == "__main__":

@@ -62,7 +62,6 @@ def fake() -> Fake:
         return {name: counted(name, function) for name, function in functions.items()}
 
     found.module.CASES = (CASE, LARGE, GPU_ONLY)
-    found.module.ONLY_IF_ASKED = ("transformers",)
     found.module.cost = lambda case: Cost(bytes=8 * 1024, flop=1024, arithmetic=torch.float32)
     found.module.inputs = lambda case, device: (torch.randn(1024, device=device),)
     found.module.setup = setup

@@ -18,14 +18,14 @@ import plot
 import run
 from cases import Case
 from machine import Ceilings, current_commit, identify, measure_ceilings, slug
-from rows import Row, read
+from rows import Row, merge, read
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def names(selected: list[run.Selected]) -> list[str]:
-    return [one.case.name for one in selected]
+    return [one.case.name for one in selected if one.runs]
 
 
 @pytest.fixture
@@ -98,10 +98,13 @@ def test_what_is_too_large_must_be_named_in_full(fake: Any) -> None:
     assert names(run.select(found, CPU, only=["double_10", gpu_only])) == [small, gpu_only]
 
 
+FAKES = ["eager", "einsum-wrong", "sdpa-failing", "cdist-nan", "flex-shape"]
+
+
 @pytest.mark.parametrize(
     ("peers", "expected"),
     [
-        (None, ["eager", "einsum-wrong", "sdpa-failing", "cdist-nan", "flex-shape", "janus"]),
+        (None, [*FAKES, "janus", "transformers"]),
         (["transformers"], ["janus", "transformers"]),
         (["einsum", "flex-shape"], ["einsum-wrong", "flex-shape", "janus"]),
         ([], ["janus"]),
@@ -156,6 +159,11 @@ def test_what_one_waits_for_is_measured_beside_transformers(case: str) -> None:
         (["--peers", "nonsense"], "'nonsense'"),
         (["--only", "double_4", "--quick"], "--quick"),
         (["--only", "double_8", "--device", "cpu"], "too large"),
+        (["--device", "cpu", "--peers", "eager,cuvs"], "cuvs of --peers is not installed"),
+        (["--device", "cpu", "--peers", "sdpa-math"], "sdpa-math of --peers is not installed"),
+        (["--device", "cpu", "--json", "."], "--json"),
+        (["--device", "cpu", "--results", __file__], "--results"),
+        (["--device", "cpu", "--cache", __file__], "--cache"),
     ],
 )
 def test_a_mistake_is_one_line_and_status_2(
@@ -166,6 +174,59 @@ def test_a_mistake_is_one_line_and_status_2(
     assert printed.out == ""
     assert printed.err.count("\n") == 1
     assert value in printed.err
+
+
+@pytest.mark.usefixtures("only_fake")
+def test_without_a_gpu_what_one_would_run_is_listed_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert run.main(["--device", "cuda", "--list"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert run.main(["--device", "cuda"]) == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert "--device cpu" in printed.err
+
+
+@pytest.mark.usefixtures("only_fake")
+def test_the_list_marks_what_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--list", "--device", "cpu", "--quick"]) == 0
+    marked = {line.split()[1]: "named in full" in line for line in capsys.readouterr().out.splitlines()}
+    assert marked == {"double_1024_fp32": False, "double_4096_fp32": True, "double_8192_bf16": True}
+
+
+def test_odd_columns_are_found_before_the_work(
+    only_fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / f"{identify(CPU).name}.csv").write_text("machine,median\ncray-1,2\n")
+    assert run.main(["--quick", "--device", "cpu", "--results", str(tmp_path)]) == 2
+    assert "other columns" in capsys.readouterr().err
+    assert only_fake.counts == {}
+
+
+@pytest.mark.usefixtures("only_fake")
+def test_a_peer_that_was_asked_for_and_never_ran(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run.main(["--quick", "--device", "cpu", "--peers", "eager,sdpa"]) == 2
+    printed = capsys.readouterr()
+    assert "sdpa-failing did not run: RuntimeError: no kernel" in printed.out
+    assert printed.err == "run.py: sdpa of --peers never ran: the notes above say why\n"
+
+
+def test_a_model_is_forgotten_with_the_last_case_of_its_benchmark(
+    only_fake: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log: list[str] = []
+
+    def measure(benchmark: Any, case: Case, names: Any, session: Any) -> tuple[list[Row], list[str]]:
+        log.append(case.name)
+        return [], []
+
+    monkeypatch.setattr(run, "measure", measure)
+    monkeypatch.setattr(run.models, "forget", lambda: log.append("forget"))
+    assert run.main(["--device", "cpu", "--results", str(tmp_path)]) == 1  # nothing was measured
+    assert log == ["double_1024_fp32", "double_4096_fp32", "forget"]
 
 
 def test_rows_pictures_and_status(only_fake: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,8 +288,6 @@ def test_threads_are_set(only_fake: Any, tmp_path: Path) -> None:
 
 
 def test_pictures_of_many_implementations(tmp_path: Path, made: Callable[..., Row]) -> None:
-    from rows import merge
-
     everything = [
         made(case=f"case_{case}_bf16", implementation=name, arithmetic=arithmetic, rate=rate)
         for case in range(5)
@@ -240,6 +299,27 @@ def test_pictures_of_many_implementations(tmp_path: Path, made: Callable[..., Ro
     assert [Path(file).name for file in files] == ["fake-bars.png", "fake-roofline.png"]
     for file in files:
         assert Path(file).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_roofline_has_the_roofs_of_all_runs_and_no_picture_of_loading(
+    tmp_path: Path, made: Callable[..., Row]
+) -> None:
+    from matplotlib.figure import Figure
+
+    rows = [
+        made(bandwidth=1e9, date="2026-01-01", case="a_bf16"),
+        made(bandwidth=2e9, date="2026-01-02", case="b_bf16"),
+        made(bandwidth=2e9, date="2026-01-02", case="c_bf16"),
+    ]
+    figure = Figure()
+    plot._roofline(figure, rows)
+    (panel,) = figure.axes
+    assert {line.get_label() for line in panel.lines} == {
+        "1 GB/s, 0.01 TFLOP/s fp32",
+        "2 GB/s, 0.01 TFLOP/s fp32",
+    }
+    merge(tmp_path, [made(benchmark="load", flop=1)])
+    assert [Path(file).name for file in plot.draw(tmp_path, "cray-1", ["load"])] == ["load-bars.png"]
 
 
 def test_without_matplotlib_a_note(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -258,4 +338,6 @@ def test_the_machine_has_a_short_name_and_ceilings() -> None:
     ceilings = measure_ceilings(CPU, [torch.float32, torch.bfloat16], small=True)
     assert ceilings.bandwidth > 0
     assert set(ceilings.rates) == {torch.float32, torch.bfloat16}
+    assert ceilings.upload is None
+    assert ceilings.busy > 0
     assert slug("NVIDIA H200 (SXM)") == "nvidia-h200-sxm"
