@@ -34,7 +34,7 @@ BUDGET, CAPTURE = models.BUDGET, False
 def cost(case: ModelCase) -> Cost:
     """Every weight is read; there is nothing to compute."""
     numbers = sum(parameter.numel() for parameter in empty_model(case.model).parameters())
-    return Cost(numbers * case.dtype.itemsize, 1, case.dtype)
+    return Cost(numbers * case.dtype.itemsize, 1, case.dtype, uploads=True)
 
 
 def inputs(case: ModelCase, device: torch.device) -> tuple[Path, ...]:
@@ -84,5 +84,6 @@ def peak(case: ModelCase, given: tuple[Path], name: str, device: torch.device) -
         [sys.executable, str(script), str(given[0]), *options], capture_output=True, text=True
     )
     if done.returncode:
-        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+        said = done.stderr.strip().splitlines() or [f"{script.name} ended with status {done.returncode}"]
+        raise RuntimeError(said[-1])
     return json.loads(done.stdout)["peak"]

@@ -45,6 +45,13 @@ def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_a_process_that_dies_without_a_word(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setattr(bench_load.subprocess, "run", lambda *given, **options: killed)
+    with pytest.raises(RuntimeError, match=r"^load_memory\.py ended with status -9$"):
+        bench_load.peak(bench_load.CASES[0], (tmp_path,), "janus", torch.device("cpu"))
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells")
 def test_resident_memory_grows_with_what_is_touched() -> None:
     before = resident("VmRSS")
