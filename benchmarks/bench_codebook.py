@@ -14,16 +14,21 @@ from peers import cuvs
 from variants import Prepare, eager_and_compiled, ours
 
 CASES = CODEBOOK
+UNCAPTURED = ("cuvs",)  # it takes workspaces from elsewhere than torch
 TIE = 4e-6  # squared distances of unit vectors, up to 4, are summed in float32 from three parts
 
 
 def cost(case: CodebookCase) -> Cost:
-    """Latents and codebook in, codes out; a product and a sum for each component of each pair."""
-    latents, codebook = case.pictures * case.side**2, case.codes * case.width
-    numbers = (latents * case.width + codebook) * case.dtype.itemsize
+    """Latents and codebook in, codes out; a product and a sum for each component of each pair.
+
+    Of a lookup codes in, latents out, and the entries that random codes touch.
+    """
+    latents, codes = case.pictures * case.side**2, case.codes
+    touched = codes if case.task == "nearest_code" else round(codes * (1 - (1 - 1 / codes) ** latents))
+    numbers = (latents + touched) * case.width * case.dtype.itemsize
     if case.task == "nearest_code":
         # Float32 units: at the precision of tensor cores nearly equal codes would be confused.
-        return Cost(numbers + 8 * latents, 2 * latents * codebook, torch.float32)
+        return Cost(numbers + 8 * latents, 2 * latents * codes * case.width, torch.float32)
     return Cost(numbers + 8 * latents, 3 * latents * case.width, torch.float32)
 
 

@@ -1,7 +1,7 @@
 """Drawing: one code of each picture, the way from codes to pixels, and a whole picture.
 
 A step is all that one code costs: embedding the code before it, the language model over both rows of each
-picture, the head, guidance, noise and choice. Ours is taken from `janus.inference.draw`, as users run it.
+picture, the head, guidance, noise and choice. Ours is the step that `janus.inference.draw` takes.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ import compare
 import models
 from cases import DRAW, ModelCase
 from janus.config import JanusConfig
-from janus.inference.board import DrawStep, Picture, Prefixes, unconditional
+from janus.inference.board import Board, DrawStep, Picture
 from janus.inference.cache import Prefix
-from janus.inference.draw import decode_codes, draw_codes, draw_steps
-from janus.inference.sampling import seeded_noise
+from janus.inference.draw import decode_codes, draw_codes
+from janus.inference.sampling import Sampling, seeded_noise
 from janus.kernels.sample import guide
 from janus.models.janus import Janus
+from janus.models.vq import Upsample
 from janus.weights.load import empty_model
 from measure import Cost
 from timer import Call
@@ -34,7 +35,6 @@ BUDGET, CAPTURE = models.BUDGET, False
 ONLY_IF_ASKED_ON_CPU = ("janus-compiled",)
 GUIDANCE, PAD = 5.0, 1
 POSITION = 1  # of the first step that is timed
-NOISE = 1e-4  # relative: what float32 rounding does to a softmax divided by noise
 
 
 def cost(case: ModelCase) -> Cost:
@@ -56,7 +56,7 @@ def cost_of(case: ModelCase, name: str) -> Cost:
 
 
 def decode_cost(case: ModelCase) -> Cost:
-    """Weights once, codes and pixels; what the convolutions and products compute."""
+    """Weights once, codes and pixels; what the convolutions and products compute at least."""
     weights, flop = _decoder(case.model)
     pixels = 3 * case.model.picture_size**2 * case.pictures
     return Cost((weights + pixels) * case.dtype.itemsize, flop * case.pictures, case.dtype)
@@ -64,13 +64,26 @@ def decode_cost(case: ModelCase) -> Cost:
 
 @functools.cache
 def _decoder(config: JanusConfig) -> tuple[int, int]:
-    """Weights between the codebook and the pixels, and FLOP of a picture, counted without computing."""
+    """Weights between the codebook and the pixels, and FLOP of a picture, counted without computing.
+
+    Of an enlarged picture's convolution 4 of 9 products need be made (`janus.models.vq_strips`).
+    """
     vq = empty_model(config).vq
     latents = torch.empty(1, config.vq.code_width, config.grid, config.grid, device="meta")
+    saved = 0
+
+    def count(module: Upsample, inputs: Any, output: Tensor) -> None:
+        nonlocal saved
+        saved += 2 * (9 - 4) * module.conv.in_channels * output.numel()
+
+    for module in vq.decoder.modules():
+        if isinstance(module, Upsample):
+            module.register_forward_hook(count)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         vq.decode_latents(latents)
     parts = vq.decoder, vq.post_quant_conv
-    return sum(weight.numel() for part in parts for weight in part.parameters()), counter.get_total_flops()
+    weights = sum(weight.numel() for part in parts for weight in part.parameters())
+    return weights, counter.get_total_flops() - saved
 
 
 def inputs(case: ModelCase, device: torch.device) -> tuple[Any, ...]:
@@ -89,38 +102,26 @@ def inputs(case: ModelCase, device: torch.device) -> tuple[Any, ...]:
 
 
 class Drawing:
-    """Steps of `draw_steps` that all find as many keys: before each the cache is cut back.
+    """Steps as `draw_steps` takes them that all find as many keys: before each the cache is cut back.
 
-    The first call feeds `codes`, later ones what was drawn before.
+    The first call feeds `codes`, later ones what was drawn before. The cache has room for one step.
     """
 
     def __init__(self, model: Janus, keys: Tensor, values: Tensor, codes: Tensor) -> None:
-        self.model, self.codes, self.past = model, codes, keys.shape[3]
-        prompt = (0,) * self.past
+        count, self.past = len(codes), keys.shape[3]
+        # A board has room for a prompt and for all codes but the last: of that sum this leaves past + 1.
+        prompt = self.past + 2 - model.config.picture_tokens
+        self.board = Board(model, count, prompt, GUIDANCE, Sampling())
         hidden = torch.zeros(model.config.language.width, device=keys.device, dtype=keys.dtype)
-        self.prefixes = Prefixes(model)
-        for row, ids in enumerate((prompt, unconditional(prompt, PAD))):
-            self.prefixes.known[ids] = Prefix(keys[:, row], values[:, row], hidden)
-        self.pictures = [Picture(prompt=prompt, number=number) for number in range(len(codes))]
-        self.begin()
-
-    def begin(self) -> None:
-        self.steps = draw_steps(
-            self.model, self.pictures, pad_id=PAD, guidance=GUIDANCE, prefixes=self.prefixes
-        )
-        next(self.steps)  # chosen by a hidden state of zeros
-        assert self.prefixes.board is not None
-        self.board = self.prefixes.board
-        self.board.step.tokens.copy_(self.codes)
+        rows = [Prefix(keys[:, row], values[:, row], hidden) for row in range(2) for _ in range(count)]
+        self.board.begin([Picture(prompt=(), number=number) for number in range(count)], rows)
+        self.board.step.place.fill_(POSITION)
+        self.board.step.tokens.copy_(codes)
 
     def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
         self.board.cache.truncate(self.past)
         self.board.step.resume()
-        step = next(self.steps, None)
-        if step is None:  # every picture ends
-            self.begin()
-            return self()
-        return logits_and_codes(step)
+        return logits_and_codes(self.board.shown(POSITION, self.board.step()))
 
 
 def logits_and_codes(step: DrawStep) -> tuple[Tensor, Tensor, Tensor]:
@@ -181,4 +182,4 @@ def wrong_codes(
         return None if bool((chosen > -30).all()) else "a code that is all but impossible was drawn"
     noise = seeded_noise([0] * len(codes), range(len(codes)), case.model.vq.codes, codes.device)(POSITION)
     score = logits - noise.double().log()
-    return compare.near_tie(codes, score.argmax(dim=-1), score, NOISE)
+    return compare.near_tie(codes, score.argmax(dim=-1), score, compare.NOISE)

@@ -23,7 +23,6 @@ CASES = SAMPLE
 # Ten rounds of Philox give four words: two products, four exclusive ors and two sums a round; then guidance,
 # a logarithm, an exponential and a comparison.
 OPERATIONS = 10 * 8 // 4 + 10
-NOISE = 1e-4  # relative: what float32 rounding does to a softmax divided by noise
 
 
 def cost(case: SampleCase) -> Cost:
@@ -87,4 +86,6 @@ def problem(
         chosen = logits.log_softmax(dim=-1).gather(1, result[:, None])
         return None if bool((chosen > -20).all()) else "a code that is all but impossible was drawn"
     noise = exponential_noise(seeds, numbers, position, case.codes)
-    return compare.near_tie(result, expected, keep_top(logits, case.top_k) - noise.double().log(), NOISE)
+    return compare.near_tie(
+        result, expected, keep_top(logits, case.top_k) - noise.double().log(), compare.NOISE
+    )

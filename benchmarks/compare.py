@@ -11,6 +11,7 @@ from torch import Tensor
 # Largest difference over largest magnitude. Attention over 606 keys in bfloat16 rounds by up to 1e-2, in
 # float16 by 1e-3; float32 sums differ by 1e-5 between orders. A missing scale, key or row is off by 1e-1.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2}
+NOISE = 1e-4  # relative: what float32 rounding does to a softmax divided by noise
 
 
 def tensors(result: Any) -> list[Tensor]:

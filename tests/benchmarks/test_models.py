@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import bench_answer
+import bench_codebook
 import bench_draw
 import models
 from cases import ModelCase
@@ -87,7 +88,7 @@ def test_a_step_reads_the_blocks_and_the_head_once_and_every_key(size: str, laye
 def test_what_is_computed_is_counted() -> None:
     """Beside figures that were computed by hand from the architecture, within what those leave out."""
     for name, flop in (
-        ("vq_decode_384_bf16", 570e9),
+        ("vq_decode_384_bf16", 509e9),
         ("vision_encode_1b_bf16", 381e9),
         ("prefill_606_1b_bf16", 1.54e12),
         ("prefill_606_7b_bf16", 7.50e12),
@@ -96,6 +97,17 @@ def test_what_is_computed_is_counted() -> None:
         assert module.cost(EVERYTHING[name]).flop == pytest.approx(flop, rel=0.025)
     text = bench_answer.cost(EVERYTHING["text_step_1b_bf16"]).bytes
     assert text == pytest.approx(2.89e9 + 606 * 192 * 1024, rel=2e-3)
+
+
+def test_a_lookup_reads_the_entries_that_random_codes_touch() -> None:
+    for case in bench_codebook.CASES:
+        if case.task == "lookup":
+            latents = case.pictures * case.side**2
+            torch.manual_seed(0)
+            touched = torch.randint(case.codes, (latents,)).unique().numel()
+            numbers = (latents + touched) * case.width
+            expected = numbers * case.dtype.itemsize + 8 * latents
+            assert bench_codebook.cost(case).bytes == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("name", ["picture_step_4_1b_bf16", "text_step_1b_bf16"])
@@ -109,6 +121,7 @@ def test_every_step_finds_as_many_keys(small: Any, name: str) -> None:
         call = module.setup(case, CPU)["janus"](*given)
         first = call()
         cache = call.board.cache if case.task == "picture_step" else call.cache
+        assert cache.capacity == case.keys
         for _ in range(case.model.picture_tokens + 3):
             assert cache.length == case.keys
             logits = call()[0]
