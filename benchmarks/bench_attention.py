@@ -10,6 +10,7 @@ from cases import ATTENTION, AttentionCase
 from janus.kernels.attention import attention
 from measure import Cost
 from peers import flash_infer, flex, sdpa, varlen
+from timer import Call
 from variants import Prepare, ours
 
 CASES = ATTENTION
@@ -35,21 +36,32 @@ def inputs(case: AttentionCase, device: torch.device) -> tuple[Tensor, ...]:
 
 def setup(case: AttentionCase, device: torch.device) -> dict[str, Prepare]:
     rows = case.documents, case.length, case.causal, device
-    lengths = offsets = None
-    if case.packed:
-        offsets = torch.tensor([0, *case.documents[0]]).cumsum(0).to(device, torch.int32)
-    elif case.padded:
-        lengths = torch.tensor([sum(row) for row in case.documents], dtype=torch.int32, device=device)
 
-    def kernel(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def kernel(
+        query: Tensor, key: Tensor, value: Tensor, lengths: Tensor | None, offsets: Tensor | None
+    ) -> Tensor:
         return attention(query, key, value, causal=case.causal, lengths=lengths, offsets=offsets)
+
+    def with_rows(prepare: Prepare) -> Prepare:
+        """Where sequences lie is on the device beforehand."""
+
+        def prepared(query: Tensor, key: Tensor, value: Tensor) -> Call:
+            lengths = offsets = None
+            if case.packed:
+                offsets = torch.tensor([0, *case.documents[0]]).cumsum(0).to(query.device, torch.int32)
+            elif case.padded:
+                totals = [sum(row) for row in case.documents]
+                lengths = torch.tensor(totals, dtype=torch.int32, device=query.device)
+            return prepare(query, key, value, lengths, offsets)
+
+        return prepared
 
     return (
         sdpa.attention(*rows, case.dtype)
         | flex.attention(*rows)
         | varlen.attention(*rows, case.dtype)
         | flash_infer.attention(*rows, case.dtype)
-        | ours(kernel, device)
+        | {name: with_rows(prepare) for name, prepare in ours(kernel, device).items()}
     )
 
 

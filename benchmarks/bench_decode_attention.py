@@ -54,10 +54,17 @@ def whole(keys: Tensor, values: Tensor, prefix: SharedPrefix | None) -> tuple[Te
 
 
 def setup(case: DecodeCase, device: torch.device) -> dict[str, Prepare]:
-    starts = torch.tensor(case.starts, device=device) if any(case.starts) else None
-
-    def kernel(query: Tensor, keys: Tensor, values: Tensor, prefix: SharedPrefix | None) -> Tensor:
+    def kernel(
+        query: Tensor, keys: Tensor, values: Tensor, prefix: SharedPrefix | None, starts: Tensor | None
+    ) -> Tensor:
         return decode_attention(query, keys, values, starts=starts, prefix=prefix)
+
+    def with_starts(prepare: Prepare) -> Prepare:
+        def prepared(query: Tensor, keys: Tensor, values: Tensor, prefix: SharedPrefix | None) -> Call:
+            starts = torch.tensor(case.starts, device=query.device) if any(case.starts) else None
+            return prepare(query, keys, values, prefix, starts)
+
+        return prepared
 
     def with_whole(prepare: Prepare) -> Prepare:
         """A peer's cache is laid out beforehand, as the peer would keep it."""
@@ -68,4 +75,6 @@ def setup(case: DecodeCase, device: torch.device) -> dict[str, Prepare]:
         return prepared
 
     peers = sdpa.decode(case.starts) | flash_infer.decode(case.starts, device, case.dtype)
-    return {name: with_whole(prepare) for name, prepare in peers.items()} | ours(kernel, device)
+    return {name: with_whole(prepare) for name, prepare in peers.items()} | {
+        name: with_starts(prepare) for name, prepare in ours(kernel, device).items()
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -10,6 +11,22 @@ from torch import Tensor
 from peers.sdpa import Documents, numbered, whole_rows
 from timer import Call
 from variants import Prepare
+
+Sees = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # row, head, positions of query and key -> bool
+
+
+def before(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+    return query >= key
+
+
+def seeing(numbers: Tensor, causal: bool) -> Sees:
+    """Each position sees those of its own sequence, (B, S) of `numbered`; nobody sees padding."""
+
+    def sees(row: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        same = (numbers[row, query] == numbers[row, key]) & (numbers[row, key] >= 0)
+        return same & before(row, head, query, key) if causal else same
+
+    return sees
 
 
 def attention(documents: Documents, length: int, causal: bool, device: torch.device) -> dict[str, Prepare]:
@@ -21,18 +38,9 @@ def attention(documents: Documents, length: int, causal: bool, device: torch.dev
     compiled = torch.compile(flex_attention, dynamic=False)
 
     def prepare(query: Tensor, key: Tensor, value: Tensor) -> Call:
-        numbers = numbered(documents, length, device)
-
-        def sees(row: Tensor, head: Tensor, query_position: Tensor, key_position: Tensor) -> Tensor:
-            same = numbers[row, query_position] == numbers[row, key_position]
-            return same & (query_position >= key_position) if causal else same
-
-        def before(row: Tensor, head: Tensor, query_position: Tensor, key_position: Tensor) -> Tensor:
-            return query_position >= key_position
-
-        whole = whole_rows(documents, length)
         block_mask = None
-        if not whole:
+        if not whole_rows(documents, length):
+            sees = seeing(numbered(documents, length, device), causal)
             block_mask = create_block_mask(sees, len(documents), None, length, length, device=device)
         elif causal:
             block_mask = create_block_mask(before, None, None, length, length, device=device)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+import bench_codebook
 import bench_load
 import models
 import run
@@ -26,7 +29,8 @@ from cases import (
     SampleCase,
 )
 from janus.config import JanusConfig, JanusFlowConfig
-from measure import differs, ready, title
+from measure import Judge, differs, ready, title
+from peers import cuvs, flex, sdpa
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -157,6 +161,7 @@ def disagreements(module: ModuleType, case: Case) -> list[str]:
             implementations,
             inputs,
             DEVICE,
+            Judge(module, case, inputs[0]),
             lambda name, text: notes.append(f"{case.name}: {name} {text}"),
         )
     assert notes or set(calls) == set(implementations)
@@ -173,6 +178,61 @@ def test_implementations_agree(module: ModuleType) -> None:
 @pytest.mark.parametrize("module", KERNELS)
 def test_implementations_agree_at_full_size(module: ModuleType) -> None:
     assert not disagreements(module, smallest(module))
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_what_there_is_is_said_without_the_device(module: ModuleType) -> None:
+    for case in module.CASES:
+        for device in ("cpu", "cuda:7"):
+            assert "janus" in module.setup(case, torch.device(device))
+
+
+@pytest.mark.parametrize("documents", [((5, 3), (2, 6)), ((3,), (8,)), ((2, 4), (7,))])
+@pytest.mark.parametrize("causal", [False, True])
+def test_flex_attention_sees_what_the_others_see(
+    documents: tuple[tuple[int, ...], ...], causal: bool
+) -> None:
+    """All but padding, which there sees itself, for some kernels' sake."""
+    from torch.nn.attention.flex_attention import create_mask
+
+    numbers = sdpa.numbered(documents, 8, torch.device("cpu"))
+    mask = create_mask(flex.seeing(numbers, causal), len(documents), None, 8, 8, device="cpu")
+    real = (numbers >= 0)[:, None, :, None]
+    assert torch.equal(mask, sdpa.dense_mask(numbers, causal) & real)
+
+
+def test_cuvs_is_given_torchs_stream_and_its_outputs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in for it finds neighbors as its documentation says, into tensors that are given."""
+    seen: list[Any] = []
+
+    def search(
+        index: Tensor, queries: Tensor, k: int, neighbors: Tensor, distances: Tensor, *, resources: Any
+    ) -> None:
+        found = torch.cdist(queries, index).square().topk(k, largest=False)
+        neighbors.copy_(found.indices)
+        distances.copy_(found.values)
+        seen.append(resources)
+
+    brute_force = SimpleNamespace(build=lambda entries, metric, resources: entries, search=search)
+    common = SimpleNamespace(Resources=lambda stream: f"on {stream}")
+    monkeypatch.setitem(sys.modules, "cuvs", ModuleType("cuvs"))
+    monkeypatch.setitem(sys.modules, "cuvs.common", common)
+    monkeypatch.setitem(sys.modules, "cuvs.neighbors", SimpleNamespace(brute_force=brute_force))
+    monkeypatch.setattr(cuvs, "installed", lambda name: True)
+    stream = SimpleNamespace(cuda_stream=0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: stream)
+    case = SMALL[CodebookCase](bench_codebook.CASES[0])
+    given = bench_codebook.inputs(case, torch.device("cpu"))
+    everything = bench_codebook.setup(case, torch.device("cuda"))
+    try:
+        call = everything["cuvs"](*given)
+        expected = everything["einsum"](*given)()
+        assert bench_codebook.problem(case, given, "cuvs", call(), expected) is None
+        stream.cuda_stream = 17
+        call()
+    finally:
+        cuvs._resources.cache_clear()
+    assert seen == ["on 1", "on 17"]  # 0 would be no stream to it
 
 
 @pytest.mark.parametrize("module", MODULES)
