@@ -316,7 +316,7 @@ SAMPLE = tuple(
         cpu=pictures <= 16 and (dtype == "fp32" or pictures == 1),
         quick=pictures == 1 and dtype == "fp32" and not top_k,
         headline=f"guidance, noise and choice of codes, {counted(pictures)}"
-        if (dtype, top_k) == ("bf16", 0)
+        if (dtype, top_k) == ("fp32", 0)  # what drawing has
         else "",
     )
     for top_k, dtype in ((0, "bf16"), (0, "fp32"), (1000, "bf16"))

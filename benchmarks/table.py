@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from cases import Case, ModelCase
 from machine import REPOSITORY
-from rows import OWN, RESULTS, Row, best_peer, by_case, latest, number, read
+from rows import OWN, RESULTS, Row, best_peer, by_case, latest, number, peer_name, read
 from run import Mistake, benchmarks
 
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
@@ -34,7 +34,7 @@ def line(label: str, group: Sequence[Row], name: str = OWN) -> str | None:
         ("–", "–")
         if peer is None
         else (
-            f"{number(peer.median)} ({peer.implementation})",
+            f"{number(peer.median)} ({peer_name(peer, ours)})",
             f"{peer.median / ours.median:.2f}×",
         )
     )
@@ -43,8 +43,9 @@ def line(label: str, group: Sequence[Row], name: str = OWN) -> str | None:
 
 
 def section(machine: Sequence[Row], labels: dict[str, str]) -> list[str]:
-    """One machine's table: a row for each headline case, in their order."""
-    groups = {case: group for (_, case), group in by_case(latest(machine)).items()}
+    """One machine's table: a row for each headline case, in their order. Quick runs are none to quote."""
+    rows = latest(row for row in machine if not row.quick)
+    groups = {case: group for (_, case), group in by_case(rows).items() if case in labels}
     lines = [
         line(label + remark, groups[case], name)
         for case, label in labels.items()
@@ -54,13 +55,22 @@ def section(machine: Sequence[Row], labels: dict[str, str]) -> list[str]:
     found = [text for text in lines if text is not None]
     if not found:
         return []
-    last = max(machine, key=lambda row: row.date)
-    triton = "" if last.triton == "none" else f", triton {last.triton}"
-    commits = sorted({row.commit for case in labels if case in groups for row in groups[case]})
-    threads = f", {last.threads} threads" if last.machine.endswith(("thread", "threads")) else ""
+    shown = [row for group in groups.values() for row in group]
+
+    def each(values: Iterable[str], before: str = "", between: str = ", ") -> list[str]:
+        different = sorted(set(values) - {"none"})
+        return [before + between.join(different)] if different else []
+
+    days = sorted({row.date[:10] for row in shown})
+    of = [
+        *each((row.torch for row in shown), "torch "),
+        *each((row.triton for row in shown), "triton "),
+        *each((days[0], days[-1]), between=" to "),
+        *each((row.commit for row in shown), "commit "),
+    ]
+    threads = f", {shown[0].threads} threads" if shown[0].machine.endswith(("thread", "threads")) else ""
     return [
-        f"**{last.device}**{threads}: torch {last.torch}{triton}, {last.date[:10]}, "
-        f"commit {', '.join(commits)}",
+        f"**{shown[0].device}**{threads}: {', '.join(of)}",
         "",
         "| what | ours, ms | floor, ms | ours / floor | best other, ms | other / ours |",
         "| --- | --- | --- | --- | --- | --- |",
@@ -79,9 +89,10 @@ def generate(folder: Path, cases: Sequence[Case]) -> str:
     if not sections:
         return f"\nNothing has been measured yet: `{COMMAND}` does.\n\n"
     explained = (
-        f"Medians of `{COMMAND}`, each beside the best other in the same run; all rows, with quantiles and "
-        "versions, are in\n[benchmarks/results](benchmarks/results). The floor is the larger of bytes over "
-        "bandwidth and FLOP over the rate of a matrix\nproduct, both measured in that run."
+        f"Medians of `{COMMAND}`, but for a whole picture, which on a CPU is one call; each beside the best "
+        "other in the\nsame run. All rows, with quantiles and versions, are in "
+        "[benchmarks/results](benchmarks/results). The floor is the larger of bytes\nover bandwidth and FLOP "
+        "over the rate of a matrix product, both measured in that run."
     )
     return "\n".join(["", *sections, explained, "", ""])
 

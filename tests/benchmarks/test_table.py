@@ -64,6 +64,25 @@ def test_it_is_written_between_the_marks_once(readme: Path, results: Path) -> No
     assert readme.read_text() == text
 
 
+def test_dates_and_versions_are_of_all_rows_that_are_shown(
+    readme: Path, tmp_path: Path, made: Callable[..., Row]
+) -> None:
+    merge(
+        tmp_path,
+        [
+            made(case=CASE, date="2026-11-22", torch="2.13.0", commit="b"),
+            made(case=CASE, date="2026-11-22", torch="2.13.0", commit="b", implementation="cdist"),
+            made(case="text_step_1b_bf16", date="2026-11-29", torch="2.14.0", commit="a"),
+            made(case=CASE, date="2026-12-01", quick=True, commit="c", median=0.1),
+            made(case="lookup_1_bf16", date="2026-12-24", torch="3.0", commit="d"),  # no headline
+        ],
+    )
+    assert run(readme, tmp_path) == 0
+    heading = "**Cray-1**: torch 2.13.0, 2.14.0, triton 3.7.1, 2026-11-22 to 2026-11-29, commit a, b\n"
+    assert heading in readme.read_text()
+    assert "| nearest code, 16 pictures | 2.00 |" in readme.read_text()
+
+
 def test_check_tells_an_old_table(
     readme: Path, results: Path, made: Callable[..., Row], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -99,6 +118,11 @@ def test_a_case_without_a_peer(made: Callable[..., Row]) -> None:
         "| alone | 250 | 0.500 | 500.0× | – | – |"
     )
     assert table.line("not ours", [made(implementation="cdist")]) is None
+
+
+def test_a_peer_by_another_clock_is_marked(made: Callable[..., Row]) -> None:
+    group = [made(clock="graph"), made(implementation="cuvs", median=3.0, clock="events")]
+    assert table.line("marked", group) == "| marked | 2.00 | 0.500 | 4.0× | 3.00 (cuvs, events) | 1.50× |"
 
 
 def test_whole_models_come_first_and_fewer_bits_have_lines_of_their_own(
