@@ -13,9 +13,9 @@ from torch import Tensor
 import compare
 import models
 from cases import ANSWER, ModelCase
-from janus.inference.cache import Prefix, join
+from janus.inference.cache import PromptCache, join
 from janus.inference.step import Step
-from janus.inference.text import GREEDY, Chooser, TextStep, generate
+from janus.inference.text import GREEDY, TextStep, TokenSampler, generate
 from janus.models.janus import Janus
 from measure import Cost
 from timer import Call
@@ -73,14 +73,14 @@ class Answering:
     def __init__(self, model: Janus, keys: Tensor, values: Tensor, word: Tensor) -> None:
         self.past = keys.shape[3]
         hidden = torch.zeros(model.config.language.width, device=keys.device, dtype=keys.dtype)
-        self.cache = join([Prefix(keys[:, 0], values[:, 0], hidden)], model.config.language, room=1)
+        self.cache = join([PromptCache(keys[:, 0], values[:, 0], hidden)], model.config.language, room=1)
         self.step = Step(
             model,
             self.cache,
             tokens=word.clone(),
             place=torch.zeros_like(word),
             feed=lambda tokens: model.language.embed(tokens)[:, None],
-            pick=Chooser(model, GREEDY, [0], None),
+            pick=TokenSampler(model, GREEDY, [0], None),
         )
 
     def __call__(self) -> tuple[Tensor, Tensor]:

@@ -18,9 +18,9 @@ import compare
 import models
 from cases import DRAW, ModelCase
 from janus.config import JanusConfig
-from janus.inference.board import Board, DrawStep, Picture
-from janus.inference.cache import Prefix
+from janus.inference.cache import PromptCache
 from janus.inference.draw import decode_codes, draw_codes
+from janus.inference.draw_batch import DrawBatch, DrawStep, Picture
 from janus.inference.sampling import Sampling, seeded_noise
 from janus.kernels.sample import guide
 from janus.models.janus import Janus
@@ -109,19 +109,19 @@ class Drawing:
 
     def __init__(self, model: Janus, keys: Tensor, values: Tensor, codes: Tensor) -> None:
         count, self.past = len(codes), keys.shape[3]
-        # A board has room for a prompt and for all codes but the last: of that sum this leaves past + 1.
+        # A batch has room for a prompt and for all codes but the last: of that sum this leaves past + 1.
         prompt = self.past + 2 - model.config.picture_tokens
-        self.board = Board(model, count, prompt, GUIDANCE, Sampling())
+        self.batch = DrawBatch(model, count, prompt, GUIDANCE, Sampling())
         hidden = torch.zeros(model.config.language.width, device=keys.device, dtype=keys.dtype)
-        rows = [Prefix(keys[:, row], values[:, row], hidden) for row in range(2) for _ in range(count)]
-        self.board.begin([Picture(prompt=(), number=number) for number in range(count)], rows)
-        self.board.step.place.fill_(POSITION)
-        self.board.step.tokens.copy_(codes)
+        rows = [PromptCache(keys[:, row], values[:, row], hidden) for row in range(2) for _ in range(count)]
+        self.batch.begin([Picture(prompt=(), number=number) for number in range(count)], rows)
+        self.batch.step.place.fill_(POSITION)
+        self.batch.step.tokens.copy_(codes)
 
     def __call__(self) -> tuple[Tensor, Tensor, Tensor]:
-        self.board.cache.truncate(self.past)
-        self.board.step.resume()
-        return logits_and_codes(self.board.shown(POSITION, self.board.step()))
+        self.batch.cache.truncate(self.past)
+        self.batch.step.resume()
+        return logits_and_codes(self.batch.shown(POSITION, self.batch.step()))
 
 
 def logits_and_codes(step: DrawStep) -> tuple[Tensor, Tensor, Tensor]:

@@ -17,8 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 import models
 from cases import FLOW, FlowCase
 from janus.config import JanusFlowConfig
-from janus.inference.board import Picture, Prefixes
 from janus.inference.cache import bytes_per_position
+from janus.inference.draw_batch import Picture, PromptCaches
 from janus.inference.flow import GuidedVelocity
 from janus.models.janusflow import EmbeddedLatents, JanusFlow
 from janus.weights.load import empty_model
@@ -75,7 +75,7 @@ def stepping(model: JanusFlow, prompts: Tensor, latents: Tensor) -> Call:
     """-> the guided velocity, and the latents after the step."""
     pictures = [Picture(prompt=tuple(ids), number=number) for number, ids in enumerate(prompts.tolist())]
     tokens = latents.shape[2] * latents.shape[3] // 4
-    velocity = GuidedVelocity(model, pictures, GUIDANCE, tokens, Prefixes(model))
+    velocity = GuidedVelocity(model, pictures, GUIDANCE, tokens, PromptCaches(model))
     length = latents.new_tensor(1 / STEPS)
 
     def call() -> tuple[Tensor, Tensor]:

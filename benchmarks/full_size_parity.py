@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 import janus
-from janus.inference.board import Picture
 from janus.inference.draw import draw_codes
+from janus.inference.draw_batch import Picture
 from janus.inference.sampling import Sampling
 from make_checkpoint import PHOTOGRAPH
 

@@ -16,8 +16,8 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from janus.config import PRESETS
-from janus.inference.board import Picture
 from janus.inference.draw import draw_steps
+from janus.inference.draw_batch import Picture
 from janus.inference.prepare import prepare
 from janus.models.quantized import QUANTIZATIONS, quantize
 from make_checkpoint import random_weights

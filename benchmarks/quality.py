@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 import janus
-from janus.inference.board import Picture, unconditional
 from janus.inference.draw import draw_steps
+from janus.inference.draw_batch import Picture, unconditional
 from janus.inference.sampling import Sampling
 from janus.inference.text import generate
 from janus.models.quantized import QUANTIZATIONS

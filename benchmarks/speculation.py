@@ -23,8 +23,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from janus.config import PRESETS, AdapterConfig, JanusConfig, LanguageConfig, VisionConfig, VQConfig
-from janus.inference.board import DrawStep, Picture, Prefixes
 from janus.inference.draw import draw_steps
+from janus.inference.draw_batch import DrawStep, Picture, PromptCaches
 from janus.inference.prepare import prepare
 from janus.inference.sampling import Sampling
 from janus.inference.speculate import Clues, Guess, SpeculativeStep, by_newest, speculative_steps
@@ -178,13 +178,13 @@ def passes(options: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     model, loss = trained(options.noise, options.steps)
     print(f"noise {options.noise:g} of {LEVELS} levels: {loss:.2f} nats per code after {options.steps} steps")
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
     for setting, (guidance, sampling) in SETTINGS.items():
         given: dict[str, Any] = {
             "pad_id": PAD,
             "guidance": guidance,
             "sampling": sampling,
-            "prefixes": prefixes,
+            "prompt_caches": prompt_caches,
         }
         expected = [
             codes_of(list(draw_steps(model, [picture], **given))) for picture in some_pictures(options.number)
@@ -227,15 +227,17 @@ def cost_of_passes(options: argparse.Namespace) -> None:
         Picture(prompt=tuple(range(1, 31)), seed=1, number=number, start=half)
         for number in range(options.pictures)
     ]
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
 
     def wrong(clues: Clues) -> Tensor:
         """As long as the real guess takes, and no window is used up soon."""
         return (by_newest(clues) + 1) % config.vq.codes
 
-    calls = {"plain loop": a_pass(draw_steps(model, pictures, pad_id=0, prefixes=prefixes))}
+    calls = {"plain loop": a_pass(draw_steps(model, pictures, pad_id=0, prompt_caches=prompt_caches))}
     for window in WINDOWS:
-        steps = speculative_steps(model, pictures, pad_id=0, prefixes=prefixes, window=window, guess=wrong)
+        steps = speculative_steps(
+            model, pictures, pad_id=0, prompt_caches=prompt_caches, window=window, guess=wrong
+        )
         calls[f"window {window}"] = a_pass(steps)
     with torch.no_grad():
         regions = {name: cpu_region([call]) for name, call in calls.items()}
@@ -252,7 +254,7 @@ def cost_of_passes(options: argparse.Namespace) -> None:
         some = [
             Picture(prompt=picture.prompt, seed=1, number=picture.number, start=last) for picture in pictures
         ]
-        steps = list(speculative_steps(model, some, pad_id=0, prefixes=prefixes, window=window))
+        steps = list(speculative_steps(model, some, pad_id=0, prompt_caches=prompt_caches, window=window))
         print(f"  window {window:<5} {32 / steps[-1].passes:8.2f}", flush=True)
 
 

@@ -13,8 +13,8 @@ from itertools import islice
 from pathlib import Path
 
 import janus
-from janus.inference.board import Picture
 from janus.inference.draw import draw_steps
+from janus.inference.draw_batch import Picture
 from machine import resident
 from make_checkpoint import PHOTOGRAPH
 

@@ -12,11 +12,11 @@ from PIL import Image
 from janus.checks import require_whole
 from janus.config import AnyConfig
 from janus.devices import resolve_device, resolve_dtype
-from janus.drawing.choose import AnyVAE, drawing_of, vae_of
+from janus.drawing.choose import AnyVAE, choose_drawing, choose_vae
 from janus.drawing.common import Options, Preview, Watch
 from janus.inference import ranks
 from janus.inference.answers import Question, answer
-from janus.inference.board import Picture
+from janus.inference.draw_batch import Picture
 from janus.inference.prepare import prepare
 from janus.inference.sampling import Sampling
 from janus.inference.text import Memory, TextStep, check_window, generate
@@ -70,7 +70,7 @@ def load(
     if quantize is not None:
         check_quantization(quantize)
     folder = find(path, revision=revision, token=token)
-    autoencoder = vae_of(folder, vae)
+    autoencoder = choose_vae(folder, vae)
     processor = Processor.from_pretrained(folder, corrected_pictures=corrected_pictures)
     model = load_model(folder, device=target, dtype=dtype, quantize=quantize, mesh=mesh)
     return Pipeline(prepare(model, compile=compile), processor, vae=autoencoder, token=token)
@@ -108,7 +108,7 @@ class Pipeline:
             )
         self.model = model
         self.processor = processor
-        self.drawing = drawing_of(model, processor, vae, token=token)
+        self.drawing = choose_drawing(model, processor, vae, token=token)
         self._memory = Memory()
 
     @property

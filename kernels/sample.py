@@ -45,12 +45,12 @@ def philox(key: tuple[Tensor, Tensor], counter: tuple[Tensor, Tensor, Tensor, Te
     return c0, c1, c2, c3
 
 
-def seed_patterns(seeds: Sequence[int]) -> Tensor:
+def seeds_as_int64(seeds: Sequence[int]) -> Tensor:
     """Seeds, which may be any whole numbers and count modulo 2^64 -> (B,) int64 with the same 64 bits."""
     return torch.tensor([(seed + 2**63) % 2**64 - 2**63 for seed in seeds], dtype=torch.int64)
 
 
-def noise_address(
+def philox_inputs(
     seeds: Tensor, numbers: Tensor, position: Tensor | int, codes: int
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]:
     """Philox's key and counters, (B, V / 4), of the noise of pictures with these seeds and numbers, (B,)."""
@@ -72,7 +72,7 @@ def exponential(words: tuple[Tensor, ...], codes: int) -> Tensor:
 
 def exponential_noise(seeds: Tensor, numbers: Tensor, position: Tensor | int, codes: int) -> Tensor:
     """The noise (B, codes) at a position, of pictures (or answers) with these seeds and numbers, (B,)."""
-    return exponential(philox(*noise_address(seeds, numbers, position, codes)), codes)
+    return exponential(philox(*philox_inputs(seeds, numbers, position, codes)), codes)
 
 
 def guide(conditional: Tensor, unconditional: Tensor, guidance: float) -> Tensor:
@@ -88,7 +88,7 @@ def keep_top(logits: Tensor, top_k: int | None) -> Tensor:
     return logits.masked_fill(logits < least, -math.inf)
 
 
-def race(logits: Tensor, noise: Tensor) -> Tensor:
+def exponential_race(logits: Tensor, noise: Tensor) -> Tensor:
     """Who wins with exponential noise, (..., V) -> (...): a sample of the logits' softmax."""
     return (logits.softmax(dim=-1) / noise).argmax(dim=-1)
 
@@ -111,7 +111,7 @@ def sample_reference(
         return logits.argmax(dim=-1)
     codes = logits.shape[-1]
     noise = exponential_noise(seeds, numbers, position.view(1), codes)
-    return race(keep_top(logits / temperature, top_k), noise)
+    return exponential_race(keep_top(logits / temperature, top_k), noise)
 
 
 @kernel
@@ -323,7 +323,7 @@ def sample(
     """One code of each picture, (B,) int64, from its logits (B, V) of any float dtype, in float32.
 
     With `unconditional` logits, of the same shape and dtype, both are combined by `guidance`. The noise is
-    that of picture `numbers[b]`, modulo 2^32, of seed `seeds[b]` (see `seed_patterns`), both (B,) int64, at
+    that of picture `numbers[b]`, modulo 2^32, of seed `seeds[b]` (see `seeds_as_int64`), both (B,) int64, at
     `position`: one int64 in a tensor on the same device, so that a CUDA graph can be replayed while it
     advances. Neither the pictures beside it nor how many there are count. Temperature 0 is greedy, the lowest
     of equal codes; `top_k` None or 0 keeps all codes, and ties with the k-th largest stay too. A picture with

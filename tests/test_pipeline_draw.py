@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 import janus
-from janus.inference.board import Picture
 from janus.inference.draw import draw_codes
+from janus.inference.draw_batch import Picture
 
 SIZE, GRID, CODES = 64, 8, 64
 GRAY = (127, 127, 127)

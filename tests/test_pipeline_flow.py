@@ -19,7 +19,7 @@ from janus.drawing import flow as flow_drawing
 from janus.drawing.flow import latent_size
 from janus.evaluation.shapes import evaluate
 from janus.inference import flow as inference_flow
-from janus.inference.board import Picture
+from janus.inference.draw_batch import Picture
 from janus.inference.flow import FlowSampling, decode_latents, flow_steps
 from janus.models.vae import SDXL, VAE
 from janus.processing.image import to_pictures

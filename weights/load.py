@@ -18,6 +18,7 @@ from janus.devices import resolve_device, resolve_dtype
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
 from janus.models.llama import JoinedLinear
+from janus.models.multimodal import MultimodalModel
 from janus.models.quantized import (
     Quantization,
     QuantizedLinear,
@@ -25,12 +26,11 @@ from janus.models.quantized import (
     make_quantized,
     quantize_weight,
 )
-from janus.models.seeing import SeeingModel
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
 from janus.weights.names import Layout, Naming, Source, is_dropped, naming_of, source, sources
 from janus.weights.processor_config import read_side_files
-from janus.weights.read import FLOATS, Stored, contents, read, weight_files, windows
+from janus.weights.read import FLOATS, TensorInfo, contents, read, weight_files, windows
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -47,7 +47,7 @@ class Checkpoint:
 
     folder: Path
     model: Janus | JanusFlow
-    stored: dict[str, Stored]
+    stored: dict[str, TensorInfo]
     plan: dict[str, Source]
 
     @property
@@ -74,7 +74,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
     mesh: "DeviceMesh | None" = None,
-    kind: type[SeeingModel] = SeeingModel,
+    kind: type[MultimodalModel] = MultimodalModel,
 ) -> Janus | JanusFlow:
     """The model of a local folder or hub id, of the class and in the layout that its `config.json` names.
 
@@ -165,7 +165,7 @@ def empty_model(config: AnyConfig) -> Janus | JanusFlow:
         raise ValueError(f"the config asks for tensors of a size that torch cannot hold: {reason}") from error
 
 
-def parameter_names(model: SeeingModel) -> list[str]:
+def parameter_names(model: MultimodalModel) -> list[str]:
     """The names of the model's own tensors; a head that is the embedding table itself is none."""
     tied = {"language.head.weight"} if model.config.language.tied_head else set()
     return [name for name in model.state_dict() if name not in tied]
@@ -179,10 +179,10 @@ def part_sizes(model: nn.Module, name: str, length: int, parts: int) -> tuple[in
 
 
 def check_names(
-    stored: Mapping[str, Stored],
+    stored: Mapping[str, TensorInfo],
     plan: Mapping[str, Source],
     naming: Naming,
-    model: SeeingModel,
+    model: MultimodalModel,
     folder: Path,
 ) -> None:
     """Raise ValueError, naming up to ten of each kind, unless the files hold just what the model needs."""

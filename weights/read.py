@@ -31,7 +31,7 @@ STEMS = (
 
 
 @dataclass(frozen=True)
-class Stored:
+class TensorInfo:
     """One tensor of a file, unread."""
 
     file: Path
@@ -99,9 +99,9 @@ def indexed_names(index: Path) -> list[str]:
     return names
 
 
-def contents(files: Sequence[Path]) -> dict[str, Stored]:
+def contents(files: Sequence[Path]) -> dict[str, TensorInfo]:
     """What the files hold together, by name. ValueError for a broken file or a name that two files hold."""
-    found: dict[str, Stored] = {}
+    found: dict[str, TensorInfo] = {}
     for file in files:
         for name, stored in _describe(file).items():
             if name in found:
@@ -112,16 +112,16 @@ def contents(files: Sequence[Path]) -> dict[str, Stored]:
     return found
 
 
-def _describe(file: Path) -> dict[str, Stored]:
+def _describe(file: Path) -> dict[str, TensorInfo]:
     if file.suffix == ".safetensors":
         with _open_safetensors(file) as handle:
             slices = {name: handle.get_slice(name) for name in handle.keys()}  # noqa: SIM118 (not a dict)
             return {
-                name: Stored(file, tuple(entry.get_shape()), DTYPES.get(entry.get_dtype()))
+                name: TensorInfo(file, tuple(entry.get_shape()), DTYPES.get(entry.get_dtype()))
                 for name, entry in slices.items()
             }
     return {
-        name: Stored(file, tuple(tensor.shape), tensor.dtype if tensor.dtype in DTYPES.values() else None)
+        name: TensorInfo(file, tuple(tensor.shape), tensor.dtype if tensor.dtype in DTYPES.values() else None)
         for name, tensor in _load_pickle(file).items()
     }
 
@@ -178,7 +178,9 @@ def read(file: Path, names: Sequence[str]) -> Iterator[tuple[str, Tensor]]:
             yield name, loaded[name]
 
 
-def windows(stored: dict[str, Stored], names: Sequence[str], limit: int) -> Iterator[tuple[Path, list[str]]]:
+def windows(
+    stored: dict[str, TensorInfo], names: Sequence[str], limit: int
+) -> Iterator[tuple[Path, list[str]]]:
     """The names file by file, in runs of at most `limit` bytes (or one tensor), to be read one by one.
 
     Of a large model a terminal shows how far the reading is.

@@ -9,8 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from janus.files import require_folder, unfinished, write_whole
+from janus.models.multimodal import MultimodalModel
 from janus.models.quantized import unpacked
-from janus.models.seeing import SeeingModel
 from janus.weights.config_files import format_config
 from janus.weights.load import parameter_names, part_sizes
 from janus.weights.names import LAYOUTS, Layout, naming_of, sources
@@ -24,7 +24,7 @@ UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**2
 
 
 def save(
-    model: SeeingModel,
+    model: MultimodalModel,
     path: str | Path,
     *,
     layout: Layout = "deepseek",
@@ -60,7 +60,7 @@ def save(
 
 
 def require_savable(
-    model: SeeingModel, layout: Layout, max_shard_size: int | str | None = None
+    model: MultimodalModel, layout: Layout, max_shard_size: int | str | None = None
 ) -> int | None:
     """-> the bytes of a file at most, None for any number. No weight is looked at.
 
@@ -83,7 +83,7 @@ def require_savable(
     return None if max_shard_size is None else _parse_size(max_shard_size)
 
 
-def named_tensors(model: SeeingModel, layout: Layout) -> dict[str, Tensor]:
+def named_tensors(model: MultimodalModel, layout: Layout) -> dict[str, Tensor]:
     """The model's tensors under the layout's names; views where the layout splits what is one tensor here."""
     state = model.state_dict()
     named: dict[str, Tensor] = {}

@@ -17,7 +17,7 @@ from janus.models.vae import VAE, VAEConfig
 from janus.weights.hub import find
 from janus.weights.json_object import JsonObject, parse_object
 from janus.weights.names import match
-from janus.weights.read import FLOATS, Stored, choose_weights, contents, read, weight_files, windows
+from janus.weights.read import FLOATS, TensorInfo, choose_weights, contents, read, weight_files, windows
 from janus.weights.write import write_tensors
 
 RELEASED = "stabilityai/sdxl-vae"  # the one that JanusFlow was trained on
@@ -191,7 +191,7 @@ def stored_names(name: str) -> tuple[str, ...]:
     raise KeyError(f"no row of the table fits {name}")
 
 
-def check_vae_names(vae: VAE, stored: Mapping[str, Stored], folder: Path) -> dict[str, str]:
+def check_vae_names(vae: VAE, stored: Mapping[str, TensorInfo], folder: Path) -> dict[str, str]:
     """From the module's names to those in the files, which must hold just these, in floats.
 
     Raises ValueError, naming up to ten of each kind. Linear layers may be stored as convolutions of one
@@ -240,7 +240,7 @@ def empty_vae(config: VAEConfig) -> VAE:
 
 
 def _fill(
-    vae: VAE, stored: dict[str, Stored], plan: dict[str, str], device: torch.device, dtype: torch.dtype
+    vae: VAE, stored: dict[str, TensorInfo], plan: dict[str, str], device: torch.device, dtype: torch.dtype
 ) -> None:
     """Put every tensor of the plan into the module, holding at most one window of the files besides."""
     owner = {theirs: ours for ours, theirs in plan.items()}

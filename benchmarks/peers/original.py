@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from janus.inference.board import unconditional
+from janus.inference.draw_batch import unconditional
 from janus.models.janus import Janus
 from peers import transformers_janus
 from timer import Call

@@ -85,15 +85,15 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     if not is_parallel(options):
         return _run(options)
-    from janus.inference.ranks import abandon
+    from janus.inference.ranks import abort
 
     try:
         status = _run(options)
     except Exception:
         traceback.print_exc()
-        abandon(1)
+        abort(1)
     if status:
-        abandon(status)
+        abort(status)
     from torch.distributed import destroy_process_group
 
     destroy_process_group()

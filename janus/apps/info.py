@@ -13,7 +13,7 @@ import torch
 
 from janus.checks import one_line, require_whole
 from janus.config import LATENT_PATCH, AnyConfig, JanusConfig, JanusFlowConfig
-from janus.drawing.choose import vae_of
+from janus.drawing.choose import choose_vae
 from janus.drawing.flow import latent_size
 from janus.files import require_place
 from janus.inference.cache import bytes_per_position
@@ -22,7 +22,7 @@ from janus.models.vae import SDXL, VAEConfig
 from janus.weights.config_files import read_config
 from janus.weights.hub import find
 from janus.weights.load import WINDOW, dtypes, empty_model, inspect, parameter_names, settle_tie
-from janus.weights.read import Stored, choose_weights, contents, read, weight_files, windows
+from janus.weights.read import TensorInfo, choose_weights, contents, read, weight_files, windows
 from janus.weights.vae import RELEASED, empty_vae, read_vae_config
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -103,7 +103,7 @@ def not_finite_vae(path: str | Path) -> dict[str, int]:
     return _not_finite(stored, list(stored))
 
 
-def _not_finite(stored: dict[str, Stored], names: Sequence[str]) -> dict[str, int]:
+def _not_finite(stored: dict[str, TensorInfo], names: Sequence[str]) -> dict[str, int]:
     found = {}
     for file, run in windows(stored, names, WINDOW):
         for name, tensor in read(file, run):
@@ -137,7 +137,7 @@ def describe(
     parameters = parameters_by_part(config)
     use: dict[str, Any] = {"pictures": pictures, "prompt": prompt, "answer": answer}
     flow: dict[str, Any] = {}
-    source = vae_of(folder, vae)
+    source = choose_vae(folder, vae)
     if isinstance(config, JanusFlowConfig):
         use["vae"] = SDXL if source is None else read_vae_config(find(source, weights=False))
         flow["autoencoder"] = _facts_of_flow(config, str(source or RELEASED), use["vae"])

@@ -16,7 +16,7 @@ from janus.weights.vae import RELEASED, own_vae
 AnyVAE = VAE | str | Path  # an autoencoder, or the folder or hub id of one
 
 
-def drawing_of(
+def choose_drawing(
     model: Janus | JanusFlow, processor: Processor, vae: AnyVAE | None = None, *, token: str | None = None
 ) -> Drawing:
     """By codes or by a flow; a flow without an autoencoder takes the one that the released model has.
@@ -30,7 +30,7 @@ def drawing_of(
     return CodeDrawing(model, processor)
 
 
-def vae_of(folder: Path, vae: str | Path | None) -> str | Path | None:
+def choose_vae(folder: Path, vae: str | Path | None) -> str | Path | None:
     """The autoencoder named, else that in a JanusFlow's own folder; None where there is neither.
 
     ValueError where one is named for a model that has no use for it, before any weight is read.

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from janus.checks import require_guidance, require_whole
 from janus.drawing.common import OF_A_FLOW, Options, Watch
-from janus.inference.board import Picture
 from janus.inference.draw import decode_codes, draw_codes
+from janus.inference.draw_batch import Picture
 from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
 from janus.processing.image import square_picture, to_pictures, to_signed_pixels

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from janus.checks import require_whole
-from janus.inference.board import Picture
+from janus.inference.draw_batch import Picture
 from janus.progress import Report
 
 Preview = Callable[[list[Image.Image]], None]

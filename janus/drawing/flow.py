@@ -13,7 +13,7 @@ from torch import Tensor
 from janus.checks import require_whole
 from janus.config import LATENT_PATCH
 from janus.drawing.common import OF_CODES, Options, Watch
-from janus.inference.board import Picture
+from janus.inference.draw_batch import Picture
 from janus.inference.flow import FlowSampling, FlowStep, decode_latents, draw_latents
 from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE, VAEConfig

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_whole
-from janus.inference.batch import at_once
-from janus.inference.cache import Prefix, StaticCache
+from janus.inference.batch import max_batch_size
+from janus.inference.cache import PromptCache, StaticCache
 from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Sampling
 from janus.inference.step import Step
-from janus.inference.text import Chooser, check_window, read_alone
-from janus.models.seeing import SeeingModel
+from janus.inference.text import TokenSampler, check_window, prefill_one
+from janus.models.multimodal import MultimodalModel
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Question:
 
 @torch.no_grad()
 def answer(
-    model: SeeingModel,
+    model: MultimodalModel,
     questions: Sequence[Question],
     *,
     end_id: int,
@@ -40,7 +40,7 @@ def answer(
     """The tokens of each answer, in the questions' order, up to `end_id` (not among them) or the count.
 
     Each is what it would be alone: prompts are read one by one, rows do not see each other's padding, and
-    each draws the noise of the seed and its own steps. Without a batch size it is `at_once`.
+    each draws the noise of the seed and its own steps. Without a batch size it is `max_batch_size`.
     """
     require_whole("max_new_tokens", max_new_tokens, least=1)
     if batch_size is not None:
@@ -52,7 +52,7 @@ def answer(
     # Room for twice the longest answer, so that rows are seldom moved to make more.
     longest = max(len(question.ids) for question in questions)
     capacity = capacity_for(model, longest + 2 * max_new_tokens)
-    count = min(len(questions), batch_size or at_once(model, capacity))
+    count = min(len(questions), batch_size or max_batch_size(model, capacity))
     answers: list[list[int]] = [[] for _ in questions]
     rows = _Rows(model, questions, count, capacity, end_id, max_new_tokens, sampling, seed)
     for number, token in rows.run():
@@ -65,7 +65,7 @@ class _Rows:
 
     def __init__(
         self,
-        model: SeeingModel,
+        model: MultimodalModel,
         questions: Sequence[Question],
         rows: int,
         capacity: int,
@@ -78,7 +78,7 @@ class _Rows:
         self.model, self.questions = model, questions
         self.end_id, self.max_new_tokens = end_id, max_new_tokens
         self.cache = StaticCache(language, rows, capacity, device=device, dtype=model.dtype)
-        self.choose = Chooser(model, sampling, [seed] * rows, None)
+        self.choose = TokenSampler(model, sampling, [seed] * rows, None)
         self.step = Step(
             model,
             self.cache,
@@ -95,12 +95,12 @@ class _Rows:
     def run(self) -> Iterator[tuple[int, int]]:
         """-> (question, token) as they come."""
         first = [self.waiting.popleft() for _ in self.answering]
-        prefixes = [self._read(number) for number in first]
-        self.cache.fill(prefixes)
+        prompts = [self._read(number) for number in first]
+        self.cache.fill(prompts)
         if self.cache.starts is None:
             self.cache.starts = torch.zeros(len(first), dtype=torch.long, device=self.model.device)
         self.answering = list(first)
-        self.step.first(torch.stack([prefix.hidden for prefix in prefixes]))
+        self.step.first(torch.stack([prompt.hidden for prompt in prompts]))
         while True:
             for row, token in enumerate(self.step.tokens.tolist()):
                 yield from self._take(row, token)
@@ -126,16 +126,16 @@ class _Rows:
 
     def _begin(self, row: int, number: int) -> int:
         """Let a row go on with another question; -> its first token."""
-        prefix = self._read(number)
-        if prefix.length > self.cache.length:
-            self._realign(prefix.length)
+        prompt = self._read(number)
+        if prompt.length > self.cache.length:
+            self._realign(prompt.length)
         assert self.cache.starts is not None
-        self.cache.put(row, prefix)
-        self.cache.starts[row] = self.cache.length - prefix.length
+        self.cache.put(row, prompt)
+        self.cache.starts[row] = self.cache.length - prompt.length
         self.step.resume()
         self.answering[row], self.lengths[row] = number, 0
         self.step.place[row] = 0
-        token = self.choose(prefix.hidden[None], self.step.place[row : row + 1])[0]
+        token = self.choose(prompt.hidden[None], self.step.place[row : row + 1])[0]
         self.step.tokens[row : row + 1] = token
         self.step.place[row] = 1
         return int(token)
@@ -151,8 +151,8 @@ class _Rows:
         self.cache.realign(length)
         self.step.resume()
 
-    def _read(self, number: int) -> Prefix:
+    def _read(self, number: int) -> PromptCache:
         """What a question leaves in a cache of its own."""
         question = self.questions[number]
         embeds = self.model.embed(question.ids[None], question.pixels, question.image_mask[None])
-        return read_alone(self.model, embeds)
+        return prefill_one(self.model, embeds)

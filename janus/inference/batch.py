@@ -3,13 +3,13 @@
 from janus.devices import free_memory
 from janus.inference.cache import bytes_per_position
 from janus.inference.ranks import from_all_ranks
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 
 MOST = 16
 MEMORY_SHARE = 0.5  # of what is free, for their caches
 
 
-def at_once(model: SeeingModel, positions: int) -> int:
+def max_batch_size(model: MultimodalModel, positions: int) -> int:
     """At most 16 that need so many positions of a cache each, and half of the free memory for all caches.
 
     Of the ranks of a model split over several, what the fullest has room for.

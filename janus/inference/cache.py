@@ -99,22 +99,22 @@ class StaticCache:
         """Every layer has appended: this call's positions are part of the past."""
         self.length += positions
 
-    def fill(self, prefixes: "list[Prefix]") -> None:
-        """Forget everything, and hold the prefixes, one a row, right-aligned."""
-        self.length = max(prefix.length for prefix in prefixes)
-        for row, prefix in enumerate(prefixes):
-            self.put(row, prefix)
-        starts = torch.tensor([self.length - prefix.length for prefix in prefixes], device=self.keys.device)
-        padded = any(prefix.length != self.length for prefix in prefixes)
+    def fill(self, prompts: "list[PromptCache]") -> None:
+        """Forget everything, and hold the prompts, one a row, right-aligned."""
+        self.length = max(prompt.length for prompt in prompts)
+        for row, prompt in enumerate(prompts):
+            self.put(row, prompt)
+        starts = torch.tensor([self.length - prompt.length for prompt in prompts], device=self.keys.device)
+        padded = any(prompt.length != self.length for prompt in prompts)
         self.starts = starts if padded else None
         columns = torch.arange(self.capacity, device=self.keys.device)
         self.valid = columns >= starts[:, None] if padded else None
 
-    def put(self, row: int, prefix: "Prefix") -> None:
-        """Let a row's positions end with a prefix; where the row then begins is for the caller to note."""
-        place = slice(self.length - prefix.length, self.length)
-        self.keys[:, row, :, place] = prefix.keys
-        self.values[:, row, :, place] = prefix.values
+    def put(self, row: int, prompt: "PromptCache") -> None:
+        """Let a row's positions end with a prompt; where the row then begins is for the caller to note."""
+        place = slice(self.length - prompt.length, self.length)
+        self.keys[:, row, :, place] = prompt.keys
+        self.values[:, row, :, place] = prompt.values
 
     def realign(self, length: int) -> None:
         """Move right-aligned rows so that they end at another `length`."""
@@ -185,7 +185,7 @@ class FixedCache:
 
 
 @dataclass(frozen=True)
-class Prefix:
+class PromptCache:
     """What one sequence left behind: keys and values (layers, G, L, d), and the last hidden state (D,)."""
 
     keys: Tensor
@@ -197,10 +197,10 @@ class Prefix:
         return self.keys.shape[2]
 
 
-def join(prefixes: list[Prefix], config: LanguageConfig, room: int) -> StaticCache:
-    """A cache whose rows continue the prefixes, right-aligned, with `room` for further positions."""
-    length = max(prefix.length for prefix in prefixes)
-    first = prefixes[0].keys
-    cache = StaticCache(config, len(prefixes), length + room, device=first.device, dtype=first.dtype)
-    cache.fill(prefixes)
+def join(prompts: list[PromptCache], config: LanguageConfig, room: int) -> StaticCache:
+    """A cache whose rows continue the prompts, right-aligned, with `room` for further positions."""
+    length = max(prompt.length for prompt in prompts)
+    first = prompts[0].keys
+    cache = StaticCache(config, len(prompts), length + room, device=first.device, dtype=first.dtype)
+    cache.fill(prompts)
     return cache

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_whole
-from janus.inference.batch import at_once
-from janus.inference.board import DrawStep, Picture, Prefixes, begin, check_pictures, unconditional
+from janus.inference.batch import max_batch_size
+from janus.inference.draw_batch import DrawStep, Picture, PromptCaches, begin, check_pictures, unconditional
 from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Noise, Sampling
 from janus.inference.speculate import speculative_steps, window_of
@@ -29,7 +29,7 @@ def draw_steps(
     guidance: float = 5.0,
     sampling: Sampling | None = None,
     noise: Noise | None = None,
-    prefixes: Prefixes | None = None,
+    prompt_caches: PromptCaches | None = None,
 ) -> Iterator[DrawStep]:
     """Draw pictures side by side, a code of each per step; guidance 1 needs and runs no unconditional rows.
 
@@ -39,7 +39,7 @@ def draw_steps(
     """
     check_pictures(model, pictures, guidance)
     return _steps(
-        model, pictures, pad_id, guidance, sampling or Sampling(), noise, prefixes or Prefixes(model)
+        model, pictures, pad_id, guidance, sampling or Sampling(), noise, prompt_caches or PromptCaches(model)
     )
 
 
@@ -51,19 +51,19 @@ def _steps(
     guidance: float,
     sampling: Sampling,
     noise: Noise | None,
-    prefixes: Prefixes,
+    prompt_caches: PromptCaches,
 ) -> Iterator[DrawStep]:
-    board, hidden = begin(model, pictures, pad_id, guidance, sampling, noise, prefixes)
+    batch, hidden = begin(model, pictures, pad_id, guidance, sampling, noise, prompt_caches)
     start, end = len(pictures[0].start), model.config.picture_tokens
-    yield board.shown(start, board.step.first(hidden))
+    yield batch.shown(start, batch.step.first(hidden))
     for position in range(start + 1, end):
-        yield board.shown(position, board.step())
+        yield batch.shown(position, batch.step())
 
 
 def pictures_at_once(model: Janus, longest_prompt: int, guidance: float) -> int:
     """How many pictures to draw together: at most 16, with caches in at most half of the free memory."""
     rows = 1 if guidance == 1 else 2
-    return at_once(model, rows * capacity_for(model, longest_prompt + model.config.picture_tokens - 1))
+    return max_batch_size(model, rows * capacity_for(model, longest_prompt + model.config.picture_tokens - 1))
 
 
 def draw_codes(
@@ -93,17 +93,17 @@ def draw_codes(
         most = pictures_at_once(model, max(len(picture.prompt) for picture in pictures), guidance)
         # Every picture takes as many steps: batches of one size keep all of them full, the last one too.
         size = ceil(len(pictures) / ceil(len(pictures) / most))
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
     for first in range(0, len(pictures), size):
         batch = pictures[first : first + size]
         to_come = [picture.prompt for picture in pictures[first:]]
-        prefixes.forget_all_but([*to_come, *(unconditional(prompt, pad_id) for prompt in to_come)])
+        prompt_caches.forget_all_but([*to_come, *(unconditional(prompt, pad_id) for prompt in to_come)])
         given = torch.tensor([picture.start for picture in batch], dtype=torch.long, device=model.device)
         codes = torch.empty(len(batch), model.config.picture_tokens, dtype=torch.long, device=model.device)
         codes[:, : given.shape[1]] = given
         steps = draw_steps if window == 1 else partial(speculative_steps, window=window)
         for step in steps(
-            model, batch, pad_id=pad_id, guidance=guidance, sampling=sampling, prefixes=prefixes
+            model, batch, pad_id=pad_id, guidance=guidance, sampling=sampling, prompt_caches=prompt_caches
         ):
             codes[:, step.position] = step.codes
             if on_codes:

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from janus.checks import require_guidance, require_whole
 from janus.config import LATENT_PATCH
-from janus.inference.batch import at_once
-from janus.inference.board import Picture, Prefixes
+from janus.inference.batch import max_batch_size
 from janus.inference.cache import join
+from janus.inference.draw_batch import Picture, PromptCaches
 from janus.inference.text import check_window
-from janus.kernels.sample import WORD, noise_address, philox, seed_patterns
+from janus.kernels.sample import WORD, philox, philox_inputs, seeds_as_int64
 from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE
 
@@ -78,7 +78,7 @@ def normal_noise(seeds: Sequence[int], numbers: Sequence[int], count: int) -> Te
     float64, so that every device begins with the same numbers.
     """
     rows = torch.tensor([number & WORD for _, number in zip(seeds, numbers, strict=True)], dtype=torch.int64)
-    key, (counter, position, number, last) = noise_address(seed_patterns(seeds), rows, 0, count)
+    key, (counter, position, number, last) = philox_inputs(seeds_as_int64(seeds), rows, 0, count)
     words = philox(key, (counter, position, number, last + LATENTS))
     uniform = (torch.stack(words, dim=-1).double() + 0.5) * 2.0**-32  # within (0, 1)
     radius = (-2 * uniform[..., 0::2].log()).sqrt()
@@ -115,7 +115,12 @@ class GuidedVelocity:
     """
 
     def __init__(
-        self, model: JanusFlow, pictures: Sequence[Picture], guidance: float, tokens: int, prefixes: Prefixes
+        self,
+        model: JanusFlow,
+        pictures: Sequence[Picture],
+        guidance: float,
+        tokens: int,
+        prompt_caches: PromptCaches,
     ) -> None:
         self.model, self.guidance = model, guidance
         prompts = [seen(picture.prompt) for picture in pictures]
@@ -123,7 +128,7 @@ class GuidedVelocity:
         if guidance != 1:
             prompts += [prompt[:1] for prompt in prompts]
             starts *= 2
-        rows = [prefixes.of(prompt) for prompt in prompts]
+        rows = [prompt_caches.of(prompt) for prompt in prompts]
         self.cache = join(rows, model.language.config, 1 + tokens)
         self.length = self.cache.length
         self.starts = torch.tensor(starts, device=model.device)
@@ -161,7 +166,7 @@ def flow_steps(
     size: tuple[int, int],
     sampling: FlowSampling | None = None,
     noise: Tensor | None = None,
-    prefixes: Prefixes | None = None,
+    prompt_caches: PromptCaches | None = None,
 ) -> Iterator[FlowStep]:
     """Draw pictures side by side, latents of (h, w) = `size` each; guidance 1 runs no unconditional rows.
 
@@ -174,7 +179,7 @@ def flow_steps(
         noise = normal_noise(seeds, numbers, math.prod(shape)).unflatten(1, shape)
     elif noise.shape != (len(pictures), *shape):
         raise ValueError(f"noise must be {(len(pictures), *shape)}, not {tuple(noise.shape)}")
-    return _steps(model, pictures, sampling or FlowSampling(), noise, prefixes or Prefixes(model))
+    return _steps(model, pictures, sampling or FlowSampling(), noise, prompt_caches or PromptCaches(model))
 
 
 @torch.no_grad()
@@ -183,10 +188,10 @@ def _steps(
     pictures: Sequence[Picture],
     sampling: FlowSampling,
     noise: Tensor,
-    prefixes: Prefixes,
+    prompt_caches: PromptCaches,
 ) -> Iterator[FlowStep]:
     tokens = _tokens(noise.shape[2:])
-    velocity = GuidedVelocity(model, pictures, sampling.guidance, tokens, prefixes)
+    velocity = GuidedVelocity(model, pictures, sampling.guidance, tokens, prompt_caches)
     yield from integrate(velocity, noise.to(model.device, model.dtype), sampling)
 
 
@@ -216,15 +221,15 @@ def draw_latents(
     if many is None:
         longest = max(len(picture.prompt) for picture in pictures)
         rows = 1 if sampling.guidance == 1 else 2
-        most = at_once(model, rows * (longest + _tokens(size)))
+        most = max_batch_size(model, rows * (longest + _tokens(size)))
         # Every picture takes as many steps: batches of one size keep all of them full, the last one too.
         many = ceil(len(pictures) / ceil(len(pictures) / most))
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
     for first in range(0, len(pictures), many):
         to_come = [seen(picture.prompt) for picture in pictures[first:]]
-        prefixes.forget_all_but([*to_come, *(prompt[:1] for prompt in to_come)])
+        prompt_caches.forget_all_but([*to_come, *(prompt[:1] for prompt in to_come)])
         batch = pictures[first : first + many]
-        for step in flow_steps(model, batch, size=size, sampling=sampling, prefixes=prefixes):
+        for step in flow_steps(model, batch, size=size, sampling=sampling, prompt_caches=prompt_caches):
             if on_step:
                 on_step(step)
         yield step.latents

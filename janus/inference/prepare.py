@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from janus.cpu import HALVES
 from janus.kernels.decode_attention import compiled_for_cpu, decode_attention
 from janus.models.llama import Attention, Block, JoinedLinear
+from janus.models.multimodal import MultimodalModel
 from janus.models.packed import PackedLinear, pack
-from janus.models.seeing import SeeingModel
 from janus.progress import Progress
 
-Model = TypeVar("Model", bound=SeeingModel)
+Model = TypeVar("Model", bound=MultimodalModel)
 
 
 def prepare(model: Model, *, compile: bool = False) -> Model:
@@ -37,7 +37,7 @@ def prepare(model: Model, *, compile: bool = False) -> Model:
     return model
 
 
-def capacity_for(model: SeeingModel, positions: int) -> int:
+def capacity_for(model: MultimodalModel, positions: int) -> int:
     """The capacity of a cache for so many positions.
 
     Of a compiled model it is one of few, powers of two: compiled code is of one, and after a handful of them
@@ -56,7 +56,7 @@ def _compiled_step() -> Callable[..., tuple[Tensor, Tensor]]:
     return step
 
 
-def _pack(model: SeeingModel) -> None:
+def _pack(model: MultimodalModel) -> None:
     """What FBGEMM packs takes some 20 seconds a billion weights, so it is shown."""
     tied = model.language.head if model.config.language.tied_head else None
     # Of the layers themselves no list is held: each must go as soon as it is packed.
@@ -77,16 +77,16 @@ def _pack(model: SeeingModel) -> None:
             bar.advance()
 
 
-def is_compiled(model: SeeingModel) -> bool:
+def is_compiled(model: MultimodalModel) -> bool:
     """Whether whole blocks go through torch.compile in steps of the language model."""
     return model.language.fixed_step is not Block.__call__
 
 
-def compiles(model: SeeingModel) -> bool:
+def compiles(model: MultimodalModel) -> bool:
     """Whether a first step compiles anything."""
     attentions = _attentions(model)
     return is_compiled(model) or any(each.step_attention is not decode_attention for each in attentions)
 
 
-def _attentions(model: SeeingModel) -> list[Attention]:
+def _attentions(model: MultimodalModel) -> list[Attention]:
     return [module for module in model.language.modules() if isinstance(module, Attention)]

@@ -13,7 +13,7 @@ import torch
 from torch import distributed
 
 from janus.devices import resolve_device
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -63,7 +63,7 @@ def own_device(device: str | torch.device | None) -> torch.device:
     return own
 
 
-def from_all_ranks(model: SeeingModel, value: Any) -> list[Any]:
+def from_all_ranks(model: MultimodalModel, value: Any) -> list[Any]:
     """What each rank passes here, rank 0's first: ranks must agree on whatever shapes their work.
 
     Of a model that one process holds alone it is `[value]`.
@@ -76,7 +76,7 @@ def from_all_ranks(model: SeeingModel, value: Any) -> list[Any]:
     return values
 
 
-def abandon(status: int) -> NoReturn:
+def abort(status: int) -> NoReturn:
     """End this process at once, as one of several that has failed.
 
     The others wait for it in a collective, and the destructors of an ordinary exit would wait for them:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_number, require_whole
-from janus.kernels.sample import WORD, exponential_noise, keep_top, race, seed_patterns
+from janus.kernels.sample import WORD, exponential_noise, exponential_race, keep_top, seeds_as_int64
 
 Noise = Callable[[int], Tensor]  # from a position to exponentially distributed (B, V)
 COLDEST = 1e-6  # below it, logits divided by the temperature could leave the range of float32
@@ -75,7 +75,7 @@ def choose(logits: Tensor, sampling: Sampling, noise: Tensor | None) -> Tensor:
     if sampling.greedy:
         return logits.argmax(dim=-1)
     assert noise is not None
-    return race(limit(logits, sampling), noise)
+    return exponential_race(limit(logits, sampling), noise)
 
 
 def seeded_noise(seeds: Sequence[int], rows: Sequence[int], tokens: int, device: torch.device) -> Noise:
@@ -84,7 +84,7 @@ def seeded_noise(seeds: Sequence[int], rows: Sequence[int], tokens: int, device:
     Row b is that of picture (or answer) `rows[b]` of seed `seeds[b]`; seeds may be any whole numbers and
     count modulo 2^64.
     """
-    patterns = seed_patterns(seeds).to(device)
+    patterns = seeds_as_int64(seeds).to(device)
     numbers = torch.tensor([row & WORD for _, row in zip(seeds, rows, strict=True)], dtype=torch.int64).to(
         device
     )

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_whole
-from janus.inference.board import DrawStep, Picture, Prefixes, begin, check_pictures
+from janus.inference.draw_batch import DrawStep, Picture, PromptCaches, begin, check_pictures
 from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
 
@@ -85,7 +85,7 @@ def speculative_steps(
     window: int,
     guidance: float = 5.0,
     sampling: Sampling | None = None,
-    prefixes: Prefixes | None = None,
+    prompt_caches: PromptCaches | None = None,
     guess: Guess = by_newest,
 ) -> Iterator[SpeculativeStep]:
     """As `draw_steps`, with up to `window` codes of each picture in one run of the model.
@@ -100,7 +100,14 @@ def speculative_steps(
     window = min(require_whole("window", window, least=1), model.config.picture_tokens)
     check_pictures(model, pictures, guidance)
     return _steps(
-        model, pictures, pad_id, window, guidance, sampling or Sampling(), prefixes or Prefixes(model), guess
+        model,
+        pictures,
+        pad_id,
+        window,
+        guidance,
+        sampling or Sampling(),
+        prompt_caches or PromptCaches(model),
+        guess,
     )
 
 
@@ -112,12 +119,12 @@ def _steps(
     window: int,
     guidance: float,
     sampling: Sampling,
-    prefixes: Prefixes,
+    prompt_caches: PromptCaches,
     guess: Guess,
 ) -> Iterator[SpeculativeStep]:
     start, end, grid = len(pictures[0].start), model.config.picture_tokens, model.config.grid
-    board, hidden = begin(model, pictures, pad_id, guidance, sampling, None, prefixes)
-    cache = board.cache
+    batch, hidden = begin(model, pictures, pad_id, guidance, sampling, None, prompt_caches)
+    cache = batch.cache
     shift = cache.length - start  # from a code's position in the picture to that in the cache
     places = torch.arange(end, device=model.device)
     codes = torch.zeros(len(pictures), end, dtype=torch.long, device=model.device)
@@ -125,11 +132,11 @@ def _steps(
 
     def choose(position: int, logits: Tensor) -> Tensor:
         """The codes (P,) that a position's noise gives by logits (R, V)."""
-        return board.choose(logits, places[position : position + 1])
+        return batch.choose(logits, places[position : position + 1])
 
     logits = model.image_logits(hidden).float()
     codes[:, start] = choose(start, logits)
-    yield SpeculativeStep(start, *board.split(logits), codes[:, start], 0)
+    yield SpeculativeStep(start, *batch.split(logits), codes[:, start], 0)
     sure = filled = start + 1  # codes before `sure` are final, and those from there to `filled` are guesses
     passes = 0
     while sure < end:
@@ -138,7 +145,7 @@ def _steps(
             clues = Clues(position, grid, codes[:, :position], partial(choose, position, logits))
             codes[:, position] = guess(clues)
         cache.truncate(shift + sure - 1)
-        hidden = model.hidden_states(board.feed(codes[:, sure - 1 : last - 1]), None, cache)
+        hidden = model.hidden_states(batch.feed(codes[:, sure - 1 : last - 1]), None, cache)
         computed = model.image_logits(hidden).float().unbind(dim=1)
         drawn = torch.stack([choose(sure + ahead, each) for ahead, each in enumerate(computed)], dim=1)
         right = (codes[:, sure : last - 1] == drawn[:, :-1]).all(dim=0)
@@ -146,5 +153,5 @@ def _steps(
         passes += 1
         found, logits = 1 + int(right.cumprod(dim=0).sum()), computed[-1]
         for position, each in zip(range(sure, sure + found), computed, strict=False):
-            yield SpeculativeStep(position, *board.split(each), codes[:, position], passes)
+            yield SpeculativeStep(position, *batch.split(each), codes[:, position], passes)
         sure, filled = sure + found, last

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from janus.inference.cache import FixedCache, StaticCache
 from janus.inference.prepare import compiles, is_compiled
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 from janus.progress import announce
 
 AHEAD = 8  # steps that wait for the GPU at most
@@ -33,7 +33,7 @@ class Step:
 
     def __init__(
         self,
-        model: SeeingModel,
+        model: MultimodalModel,
         cache: StaticCache,
         *,
         tokens: Tensor,

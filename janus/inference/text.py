@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from janus.checks import NOT_NUMBERS, require_whole
-from janus.inference.cache import Prefix, StaticCache
+from janus.inference.cache import PromptCache, StaticCache
 from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
-from janus.kernels.sample import exponential_noise, seed_patterns
-from janus.models.seeing import SeeingModel
+from janus.kernels.sample import exponential_noise, seeds_as_int64
+from janus.models.multimodal import MultimodalModel
 
 GREEDY = Sampling(temperature=0)
 PIECE = 2048  # positions of a prompt that are read at once: more would take memory, and gain nothing
@@ -31,7 +31,7 @@ class TextStep:
     ended: Tensor
 
 
-def check_window(model: SeeingModel, prompt: int, new: int) -> None:
+def check_window(model: MultimodalModel, prompt: int, new: int) -> None:
     """Raise ValueError where a prompt of so many tokens and so many new ones exceed the context window."""
     window = model.config.language.window
     if prompt + new > window:
@@ -47,7 +47,7 @@ def check_window(model: SeeingModel, prompt: int, new: int) -> None:
 
 
 def generate(
-    model: SeeingModel,
+    model: MultimodalModel,
     embeds: Tensor,
     attention_mask: Tensor | None = None,
     *,
@@ -76,12 +76,12 @@ def generate(
         raise ValueError(
             f"sampling {rows} rows needs {rows} seeds, not {seeds if seeds is None else len(seeds)}"
         )
-    chooser = Chooser(model, sampling, seeds or [0] * rows, noise)
+    chooser = TokenSampler(model, sampling, seeds or [0] * rows, noise)
     return _steps(model, embeds, attention_mask, end_id, max_new_tokens, chooser, cache)
 
 
 @torch.no_grad()
-def prefill(model: SeeingModel, embeds: Tensor, mask: Tensor | None, cache: StaticCache) -> Tensor:
+def prefill(model: MultimodalModel, embeds: Tensor, mask: Tensor | None, cache: StaticCache) -> Tensor:
     """Read embeddings (B, S, D) into a cache, a piece at a time; -> the last hidden states (B, D).
 
     Raises ValueError where these are not numbers: what would be chosen by them means nothing.
@@ -95,22 +95,22 @@ def prefill(model: SeeingModel, embeds: Tensor, mask: Tensor | None, cache: Stat
     return last
 
 
-def read_alone(model: SeeingModel, embeds: Tensor) -> Prefix:
+def prefill_one(model: MultimodalModel, embeds: Tensor) -> PromptCache:
     """What one prompt (1, S, D) leaves in a cache of its own: no prompt beside it can change it."""
     length = embeds.shape[1]
     cache = StaticCache(model.language.config, 1, length, device=model.device, dtype=model.dtype)
     hidden = prefill(model, embeds, None, cache)
-    return Prefix(cache.keys[:, 0], cache.values[:, 0], hidden[0])
+    return PromptCache(cache.keys[:, 0], cache.values[:, 0], hidden[0])
 
 
-class Chooser:
+class TokenSampler:
     """Chooses each row's next token: greedily, or by the noise of its seed and its own count of steps."""
 
     def __init__(
-        self, model: SeeingModel, sampling: Sampling, seeds: Sequence[int], noise: Noise | None
+        self, model: MultimodalModel, sampling: Sampling, seeds: Sequence[int], noise: Noise | None
     ) -> None:
         self.model, self.sampling, self.noise = model, sampling, noise
-        self.patterns = seed_patterns(seeds).to(model.device)
+        self.patterns = seeds_as_int64(seeds).to(model.device)
 
     def __call__(self, hidden: Tensor, place: Tensor) -> tuple[Tensor, ...]:
         """Hidden states (B, D), and the tokens that rows have so far (B,) -> tokens (B,), logits (B, V)."""
@@ -129,12 +129,12 @@ class Chooser:
 
 @torch.no_grad()
 def _steps(
-    model: SeeingModel,
+    model: MultimodalModel,
     embeds: Tensor,
     mask: Tensor | None,
     end_id: int,
     max_new_tokens: int,
-    chooser: Chooser,
+    chooser: TokenSampler,
     cache: StaticCache,
 ) -> Iterator[TextStep]:
     hidden = prefill(model, embeds, mask, cache)
@@ -205,7 +205,7 @@ class Memory:
 
     @torch.no_grad()
     def resume(
-        self, model: SeeingModel, ids: Tensor, pixels: Tensor, image_mask: Tensor, room: int
+        self, model: MultimodalModel, ids: Tensor, pixels: Tensor, image_mask: Tensor, room: int
     ) -> tuple[Tensor, StaticCache]:
         """-> embeddings (1, S', D) of what is new in a prompt (1, S), and a cache that ends where they begin.
 

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from janus.config import JanusConfig
 from janus.models.adapters import ImageHead, build_adapter
 from janus.models.llama import Llama
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 from janus.models.siglip import SigLIP
 from janus.models.vq import VQ
 
 
-class Janus(SeeingModel):
+class Janus(MultimodalModel):
     """The modules of a Janus or Janus-Pro; `files` holds the small files of its checkpoint, by name."""
 
     config: JanusConfig

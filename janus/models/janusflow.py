@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from janus.config import LATENT_PATCH, JanusFlowConfig
 from janus.models.llama import KeyValueCache, Llama, RMSNorm
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 from janus.models.siglip import SigLIP
 from janus.models.uvit import UViTDecoder, UViTEncoder
 
@@ -35,7 +35,7 @@ class EmbeddedLatents:
     time: Tensor
 
 
-class JanusFlow(SeeingModel):
+class JanusFlow(MultimodalModel):
     """The modules of a JanusFlow; `files` holds the small files of its checkpoint, by name.
 
     Its autoencoder is another checkpoint, and another model (`janus.models.vae`).

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Sight:
+class Visibility:
     """Which keys the queries of a call, the last of them all, see.
 
     Those up to their own, from key `starts` (B,) of their row on if given; or those of a mask
@@ -154,7 +154,7 @@ class Attention(nn.Module):
         self,
         x: Tensor,
         rotary: tuple[Tensor, Tensor],
-        sight: Sight,
+        visibility: Visibility,
         cache: LayerCache | None,
     ) -> Tensor:
         q, k, v = self.projected(x)
@@ -162,13 +162,15 @@ class Attention(nn.Module):
             q, k = rotate(q, *rotary), rotate(k, *rotary)
         else:
             q, k, v = cache.append(q, k, v, rotary)
-        if cache is not None and q.shape[2] == 1 and sight.mask is None:
-            mixed = self.step_attention(q[:, :, 0], k, v, starts=sight.starts, ends=sight.ends)[:, :, None]
-        elif sight.mask is not None:
-            mixed = self.whole_attention(q, k, v, mask=sight.mask)
+        if cache is not None and q.shape[2] == 1 and visibility.mask is None:
+            mixed = self.step_attention(q[:, :, 0], k, v, starts=visibility.starts, ends=visibility.ends)[
+                :, :, None
+            ]
+        elif visibility.mask is not None:
+            mixed = self.whole_attention(q, k, v, mask=visibility.mask)
         else:
-            lengths = None if sight.starts is None else k.shape[2] - sight.starts
-            mixed = self.whole_attention(q, k, v, causal=True, lengths=lengths, offsets=sight.offsets)
+            lengths = None if visibility.starts is None else k.shape[2] - visibility.starts
+            mixed = self.whole_attention(q, k, v, causal=True, lengths=lengths, offsets=visibility.offsets)
         return self.o_proj(mixed.transpose(1, 2).flatten(2))
 
     def projected(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -205,12 +207,12 @@ class Block(nn.Module):
         x: Tensor,
         residual: Tensor | None,
         rotary: tuple[Tensor, Tensor],
-        sight: Sight,
+        visibility: Visibility,
         cache: LayerCache | None,
     ) -> tuple[Tensor, Tensor]:
         """(B, S, D) and what is still to be added to it -> the same two, for the next norm to add."""
         x, residual = (self.input_norm(x), x) if residual is None else self.input_norm(x, residual)
-        x, residual = self.mlp_norm(self.attention(x, rotary, sight, cache), residual)
+        x, residual = self.mlp_norm(self.attention(x, rotary, visibility, cache), residual)
         return self.mlp(x), residual
 
 
@@ -275,15 +277,15 @@ class Llama(nn.Module):
         rotary = cosines.to(embeds.dtype), sines.to(embeds.dtype)
         run = Block.__call__
         if valid is not None:
-            sight = _padded_sight(valid, past, cache)
+            visibility = _padded_visibility(valid, past, cache)
         elif cache is not None and cache.ends is not None:
-            sight, run = Sight(cache.starts, ends=cache.ends), self.fixed_step
+            visibility, run = Visibility(cache.starts, ends=cache.ends), self.fixed_step
         else:
-            sight = Sight()
+            visibility = Visibility()
         x, residual = embeds, None
         for number, block in enumerate(self.layers):
             part = None if cache is None else cache.layer(number)
-            x, residual = run(block, x, residual, rotary, sight, part)
+            x, residual = run(block, x, residual, rotary, visibility, part)
         if cache is not None:
             cache.finish(length)
         x, _ = self.norm(x, residual)
@@ -310,12 +312,12 @@ class Llama(nn.Module):
         rotary = tables[0].to(embeds.dtype), tables[1].to(embeds.dtype)
         # All rows as one, so that documents are found by their offsets alone: one offset a position, most of
         # them of documents of no length, whose number needs no looking at.
-        sight = Sight(offsets=torch.cat((starts, place[-1:])))
+        visibility = Visibility(offsets=torch.cat((starts, place[-1:])))
         # What padding holds is zero before it is multiplied by gradients of zero, which leave NaN as it is.
         x, residual = embeds.masked_fill(padding, 0).flatten(0, 1)[None], None
         passed = x
         for number, block in enumerate(self.layers, start=1):
-            x, residual = block(x, residual, rotary, sight, None)
+            x, residual = block(x, residual, rotary, visibility, None)
             if number == after:
                 passed = x + residual
         x, _ = self.norm(x, residual)
@@ -323,7 +325,7 @@ class Llama(nn.Module):
         return last.masked_fill(padding, 0), passed
 
 
-def _padded_sight(valid: Tensor, past: int, cache: KeyValueCache | None) -> Sight:
+def _padded_visibility(valid: Tensor, past: int, cache: KeyValueCache | None) -> Visibility:
     """What a call after `past` positions sees, of keys that are real where `valid` (B, K) says so."""
     if cache is not None:
         starts = cache.starts
@@ -332,5 +334,5 @@ def _padded_sight(valid: Tensor, past: int, cache: KeyValueCache | None) -> Sigh
     else:
         starts = left_padded_starts(valid)
     if starts is not None:
-        return Sight(starts)
-    return Sight(mask=causal_mask(valid.shape[1] - past, valid.shape[1], valid, valid.device))
+        return Visibility(starts)
+    return Visibility(mask=causal_mask(valid.shape[1] - past, valid.shape[1], valid, valid.device))

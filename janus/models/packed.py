@@ -40,7 +40,7 @@ class Packed(Protocol):
         """(R, K) -> (R, N)."""
 
 
-class OneDNN:
+class OneDNNWeight:
     """bfloat16 in oneDNN's order."""
 
     ROWS = 2  # for which oneDNN chooses the order: those of a guided step; it serves hundreds as well
@@ -51,7 +51,7 @@ class OneDNN:
         self.packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), self.ROWS)
 
     @classmethod
-    def of(cls, weight: Tensor) -> OneDNN | None:
+    def of(cls, weight: Tensor) -> OneDNNWeight | None:
         """The weight packed, or None where that would not gain."""
         gains = weight.dtype == torch.bfloat16 and cpu.is_x86() and cpu.has_onednn(torch.bfloat16)
         return cls(weight) if gains and weight.nbytes <= LARGEST else None
@@ -65,7 +65,7 @@ class OneDNN:
         return torch.ops.mkldnn._linear_pointwise(padded, self.packed, bias, "none", [], "")[: len(rows)]
 
 
-class Half:
+class FBGEMMWeight:
     """float16 in FBGEMM's order, times a power of two that the inputs are divided by.
 
     The largest weight comes to lie just below float16's largest, so that one 2^29 times smaller still has all
@@ -97,7 +97,7 @@ class Half:
         self.values = weight[self.lost]
 
     @classmethod
-    def of(cls, weight: Tensor) -> Half | None:
+    def of(cls, weight: Tensor) -> FBGEMMWeight | None:
         """The weight packed, or None where that would not gain, or float16 cannot hold it."""
         if weight.dtype not in cpu.HALVES or not 0 < weight.nbytes <= LARGEST:
             return None
@@ -122,7 +122,7 @@ class Half:
 
 def pack(weight: Tensor) -> Packed | None:
     """A weight (N, K) packed, or None where it would gain nothing: on this device, by its dtype or size."""
-    return (OneDNN.of(weight) or Half.of(weight)) if weight.device.type == "cpu" else None
+    return (OneDNNWeight.of(weight) or FBGEMMWeight.of(weight)) if weight.device.type == "cpu" else None
 
 
 class PackedLinear(nn.Module):

@@ -25,9 +25,9 @@ from janus.kernels.quantized_linear import (
 )
 from janus.models.janus import Janus
 from janus.models.llama import JoinedLinear
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 
-Model = TypeVar("Model", bound=SeeingModel)
+Model = TypeVar("Model", bound=MultimodalModel)
 Quantization = Literal["int8", "int4"]
 QUANTIZATIONS: tuple[Quantization, ...] = get_args(Quantization)
 
@@ -217,7 +217,7 @@ class QuantizedLinear(nn.Module):
 # --- the model ---
 
 
-def targets(model: SeeingModel, quantization: Quantization) -> list[str]:
+def targets(model: MultimodalModel, quantization: Quantization) -> list[str]:
     """The names of the linear layers that are quantized.
 
     Those of the language model's layers, its head unless that is the word table itself, and the image head
@@ -234,7 +234,7 @@ def targets(model: SeeingModel, quantization: Quantization) -> list[str]:
     return [name for name in names if quantization == "int8" or group_size(widths[name]) is not None]
 
 
-def make_quantized(model: SeeingModel, quantization: Quantization) -> list[str]:
+def make_quantized(model: MultimodalModel, quantization: Quantization) -> list[str]:
     """Put empty quantized layers, on the meta device, in place of those that will be; -> their names."""
     names = targets(model, quantization)
     for name in names:

@@ -19,7 +19,7 @@ from janus.training.data.packing import PENDING, Batch
 from janus.training.log import GIB, duration, process_memory
 from janus.training.longest import Row, drawn_geometry, longest_row
 from janus.training.loop import learn
-from janus.training.memory import foretell, format_memory
+from janus.training.memory import estimate_memory, format_memory
 from janus.training.objectives import Sums, total
 from janus.training.parallel import Ranks, ranks, rows_of
 from janus.training.recipe import Recipe
@@ -44,7 +44,7 @@ def dry_run(
         config = start_config(recipe.model, recipe.task)
         flow = isinstance(config, JanusFlowConfig) and takes_autoencoder(recipe)
         vae = start_vae_config(recipe.model) if flow else None
-        memory = foretell(config, recipe, ranks=place.size, device=place.device.type, vae=vae)
+        memory = estimate_memory(config, recipe, ranks=place.size, device=place.device.type, vae=vae)
         tell(format_memory(memory))
         try_batch = {"siglip": _try_siglip, "vq": _try_vq, "vae": _try_vq}.get(recipe.task, _try_janus)
         with tempfile.TemporaryDirectory() as nothing:

@@ -21,7 +21,7 @@ from janus.training.data.mixture import Mixture
 from janus.training.feed import parts_of, vq_of
 from janus.training.objectives import Sums, figures
 from janus.training.parallel import computing, split_again
-from janus.training.parts import at_rest
+from janus.training.parts import eval_mode
 from janus.training.recipe_sections import Data
 from janus.training.recipe_watch import Evaluation
 from janus.training.run import Run, shown
@@ -67,7 +67,7 @@ def _held_out_loss(run: Run, loader: Callable[[], Loader], batches: int) -> dict
     """The losses of the same documents every time, per labeled token."""
     place = run.place
     found = torch.zeros((), dtype=torch.float64)
-    with at_rest(run.model), nullcontext() if run.average is None else run.average.swapped():
+    with eval_mode(run.model), nullcontext() if run.average is None else run.average.swapped():
         for batch in islice(loader(), batches):
             moved = run.encoded(batch.to(place.device))
             with computing(run.recipe, place):

@@ -18,8 +18,8 @@ from janus.config import LATENT_PATCH, AnyConfig, JanusConfig, JanusFlowConfig
 from janus.kernels.attention import attention
 from janus.kernels.rotary import rotate
 from janus.models.janusflow import JanusFlow
-from janus.models.llama import Attention, Sight
-from janus.models.seeing import SeeingModel
+from janus.models.llama import Attention, Visibility
+from janus.models.multimodal import MultimodalModel
 from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
 from janus.training.flow import alignment_of
@@ -74,7 +74,7 @@ def drawn_geometry(config: AnyConfig, geometry: Geometry | None) -> Geometry:
     return geometry
 
 
-def hollow_batch(
+def fake_batch(
     config: AnyConfig, row: Row, rows: int, device: str, geometry: Geometry | None = None
 ) -> Batch:
     """As many such rows, tokenized, with values that say nothing; the pictures that became codes are held."""
@@ -146,7 +146,7 @@ def _flow_rows_loss(model: JanusFlow, batch: Batch, row: Row) -> Tensor:
     return text + errors - cosines.sum()
 
 
-def _embeds(model: SeeingModel, batch: Batch, drawn: Tensor) -> Tensor:
+def _embeds(model: MultimodalModel, batch: Batch, drawn: Tensor) -> Tensor:
     embeds = model.language.embed(batch.ids.masked_fill(batch.image_mask, 0))
     for mask, inputs in ((batch.image_mask, model.encode_images(batch.pixels)), (batch.code_mask, drawn)):
         embeds = embeds.masked_scatter(mask[..., None], inputs.to(embeds.dtype))
@@ -161,7 +161,7 @@ def _cross_entropy(hidden: Tensor, batch: Batch, labels: int, head: Callable[[Te
     return F.cross_entropy(logits.float(), batch.labels.flatten()[places], reduction="sum")
 
 
-def _attend_by_document(model: SeeingModel, rows: int) -> None:
+def _attend_by_document(model: MultimodalModel, rows: int) -> None:
     """Have each row attend to itself, in place, as a CPU does where it can look at where documents begin."""
     for module in model.language.modules():
         if isinstance(module, Attention):
@@ -169,7 +169,7 @@ def _attend_by_document(model: SeeingModel, rows: int) -> None:
 
 
 def _by_document(module: Attention, rows: int) -> Any:
-    def forward(x: Tensor, rotary: tuple[Tensor, Tensor], sight: Sight, cache: None) -> Tensor:
+    def forward(x: Tensor, rotary: tuple[Tensor, Tensor], visibility: Visibility, cache: None) -> Tensor:
         q, k, v = module.projected(x)
         q, k = rotate(q, *rotary), rotate(k, *rotary)
         pieces = zip(*(part.chunk(rows, dim=2) for part in (q, k, v)), strict=True)

@@ -21,10 +21,10 @@ from janus.training.data.packing import Batch
 from janus.training.evaluation import build_evaluator
 from janus.training.flops import Cost, cost, flow_cost
 from janus.training.objectives import Sums, count, figures, total
-from janus.training.parallel import Ranks, computing, exchanging, ranks
+from janus.training.parallel import Ranks, computing, gradient_sync, ranks
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
-from janus.training.reinforce import attempt
+from janus.training.reinforce import rollout
 from janus.training.run import (
     Run,
     advance,
@@ -98,7 +98,7 @@ def train_janus(
     with closing(batches), closing(log) if log else nullcontext():
         while run.step < recipe.steps:
             turns = [next(batches) for _ in range(recipe.accumulate)]
-            tried = None if recipe.reinforce is None else attempt(run, recipe.reinforce)
+            tried = None if recipe.reinforce is None else rollout(run, recipe.reinforce)
             held = holds(turns, costs)
             if tried is not None:
                 held[2:] += holds(tried.batches, costs)[2:]  # their labels count apart
@@ -167,7 +167,7 @@ def learn(run: Run, batch: Batch, labels: float, *, exchange: bool) -> Tensor:
     """
     place, recipe = run.place, run.recipe
     batch = run.encoded(batch.to(place.device, non_blocking=True))
-    with exchanging(run.objective, exchange):
+    with gradient_sync(run.objective, exchange):
         with computing(recipe, place):
             losses = run.objective(batch)
         # Gradients are averaged over processes; of the sums that they are to be, that is one part each.

@@ -95,7 +95,7 @@ class Memory:
         return max(self.kept + self.step, self.start)
 
 
-def foretell(
+def estimate_memory(
     config: Architecture,
     recipe: Recipe,
     *,
@@ -116,14 +116,14 @@ def foretell(
     if recipe.is_of_pictures:
         own = config.vq if isinstance(config, JanusConfig) else config
         assert isinstance(own, VQConfig | VAEConfig)  # the recipe was checked
-        return _foretell_autoencoder(own, recipe, rows, device)
+        return _estimate_autoencoder(own, recipe, rows, device)
     assert isinstance(config, AnyConfig)
     if recipe.task == "siglip":
-        return _foretell_contrast(config, recipe, rows, ranks, device)
-    return _foretell_rows(config, recipe, rows, ranks, device, loss, vae)
+        return _estimate_contrast(config, recipe, rows, ranks, device)
+    return _estimate_rows(config, recipe, rows, ranks, device, loss, vae)
 
 
-def _foretell_contrast(config: AnyConfig, recipe: Recipe, pairs: int, ranks: int, device: str) -> Memory:
+def _estimate_contrast(config: AnyConfig, recipe: Recipe, pairs: int, ranks: int, device: str) -> Memory:
     model = hollow_model(config, recipe)
     prepare(model, recipe)
     state = _state(model, recipe, ranks, device)
@@ -139,7 +139,7 @@ def _foretell_contrast(config: AnyConfig, recipe: Recipe, pairs: int, ranks: int
     )
 
 
-def _foretell_rows(
+def _estimate_rows(
     config: AnyConfig, recipe: Recipe, rows: int, ranks: int, device: str, loss: Loss, vae: VAEConfig | None
 ) -> Memory:
     model = hollow_model(config, recipe)
@@ -193,13 +193,13 @@ def _foretell_rows(
 def _before_the_row(
     config: AnyConfig, recipe: Recipe, pictures: int, ranks: int, device: str, vae: VAEConfig | None
 ) -> dict[str, int]:
-    """Bytes of what is over before a step has activations, by kind: pictures encoded, attempts drawn."""
+    """Bytes of what is over before a step has activations, by kind: pictures encoded, rollouts drawn."""
     taken: dict[str, int] = {}
     if isinstance(config, JanusConfig):
         if pictures:
             taken["tokenizing"] = weigh_tokenizing(config, recipe, pictures, device=device)
         if recipe.reinforce is not None:
-            taken["attempts"] = attempts_memory(config, recipe, ranks)
+            taken["rollouts"] = rollouts_memory(config, recipe, ranks)
     elif pictures:
         assert vae is not None
         taken["latents"] = weigh_encoding(vae, pictures, config.picture_size, device=device)
@@ -213,7 +213,7 @@ def _add_vae(config: VAEConfig, parts: dict[str, Part], state: dict[str, Any]) -
     state["weights"] += numbers * torch.float32.itemsize
 
 
-def _foretell_autoencoder(config: VQConfig | VAEConfig, recipe: Recipe, pictures: int, device: str) -> Memory:
+def _estimate_autoencoder(config: VQConfig | VAEConfig, recipe: Recipe, pictures: int, device: str) -> Memory:
     settings = recipe.vq_training() if isinstance(config, VQConfig) else recipe.vae_training()
     with torch.device("meta"):
         vq = VQ(config) if isinstance(config, VQConfig) else VAE(config)
@@ -241,8 +241,8 @@ def _foretell_autoencoder(config: VQConfig | VAEConfig, recipe: Recipe, pictures
     )
 
 
-def attempts_memory(config: JanusConfig, recipe: Recipe, ranks: int) -> int:
-    """Bytes of the caches that a process draws its attempts with, for prompts of PROMPTED tokens."""
+def rollouts_memory(config: JanusConfig, recipe: Recipe, ranks: int) -> int:
+    """Bytes of the caches that a process draws its rollouts with, for prompts of PROMPTED tokens."""
     assert recipe.reinforce is not None
     drawn = -(-recipe.reinforce.prompts // ranks) * recipe.reinforce.pictures
     language = config.language

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from janus.models.janus import Janus
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 from janus.training.data.outline import IGNORE
 from janus.training.data.packing import Batch
 from janus.training.flops import Counts
@@ -39,7 +39,7 @@ def assemble(model: Janus, batch: Batch) -> Tensor:
     return filled(model, batch, model.embed_codes(batch.codes[:, :-1]))  # the last code is only predicted
 
 
-def filled(model: SeeingModel, batch: Batch, drawn: Tensor) -> Tensor:
+def filled(model: MultimodalModel, batch: Batch, drawn: Tensor) -> Tensor:
     """As `assemble`, with what stands for drawn pictures given: (M, any, D).
 
     Every part of the model has its turn, of an empty batch if need be: then the gradients of what learns are

@@ -194,7 +194,7 @@ def computing(recipe: Recipe, place: Ranks) -> AbstractContextManager[Any]:
     return nullcontext() if is_split(recipe, place) else precision(recipe, place.device.type)
 
 
-def exchanging(objective: nn.Module, exchange: bool) -> AbstractContextManager[Any]:
+def gradient_sync(objective: nn.Module, exchange: bool) -> AbstractContextManager[Any]:
     """Whether gradients of a backward pass within it go to the other processes, or wait for a later one's."""
     if isinstance(objective, DistributedDataParallel):
         return nullcontext() if exchange else objective.no_sync()

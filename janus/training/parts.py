@@ -165,7 +165,7 @@ def freeze(model: AnyModel | VQ | VAE, train: Collection[str]) -> None:
 
 
 @contextmanager
-def at_rest(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Within it all modules are as for inference, those that learn too: what drops out numbers does not."""
     learning = [module for module in model.modules() if module.training]
     model.eval()

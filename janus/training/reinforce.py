@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from janus.inference.board import Picture
 from janus.inference.draw import draw_codes
+from janus.inference.draw_batch import Picture
 from janus.models.janus import Janus
 from janus.processing.image import to_pictures
 from janus.training.data.example import Example, drawing_example
@@ -30,7 +30,7 @@ from janus.training.data.order import hashed
 from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch, best_fit, place
 from janus.training.parallel import Ranks
-from janus.training.parts import at_rest
+from janus.training.parts import eval_mode
 from janus.training.recipe import Recipe
 from janus.training.recipe_learning import Reinforcement
 from janus.training.worlds import shapes
@@ -44,7 +44,7 @@ DECODED = 8  # pictures that the tokenizer decodes at once: on a CPU more take l
 
 
 @dataclass(frozen=True)
-class Attempts:
+class Rollouts:
     """What a process learns from its own drawings of a step.
 
     The `weights` of the `batches` are the advantages of their pictures, and `labels` what to divide the sums
@@ -57,7 +57,7 @@ class Attempts:
     right: Tensor
 
 
-def check_attempts(recipe: Recipe, place: Ranks) -> None:
+def check_rollouts(recipe: Recipe, place: Ranks) -> None:
     """ValueError where there are fewer prompts than processes to draw them."""
     settings = recipe.reinforce
     if settings is not None and settings.prompts < place.size:
@@ -67,7 +67,7 @@ def check_attempts(recipe: Recipe, place: Ranks) -> None:
         )
 
 
-def attempt(run: Run, settings: Reinforcement) -> Attempts:
+def rollout(run: Run, settings: Reinforcement) -> Rollouts:
     """Draw this process's share of the prompts of the run's next step, and have the pictures judged.
 
     Pictures of prompts of which all or none came out right teach nothing and are left out.
@@ -77,7 +77,7 @@ def attempt(run: Run, settings: Reinforcement) -> Attempts:
     wanted = tasks(run, settings)
     codes = draw(run, wanted)
     rewards = judge(run.model, codes, [task.drawing.spec for task in wanted])
-    advantages = standing(rewards.view(-1, each_prompt)).flatten()
+    advantages = group_advantages(rewards.view(-1, each_prompt)).flatten()
     # A process with nothing to learn takes part in the exchange all the same: with a picture of no weight.
     kept = advantages.nonzero().flatten().tolist() or [0]
     examples = [
@@ -86,7 +86,7 @@ def attempt(run: Run, settings: Reinforcement) -> Attempts:
         for each in kept
     ]
     drawn = settings.prompts * each_prompt
-    return Attempts(
+    return Rollouts(
         batches=[replace(batch, weights=advantages[batch.seeds]) for batch in batches_of(run, examples)],
         labels=drawn * geometry.tokens / settings.weight,
         right=run.place.summed(rewards.sum().to(run.place.device)) / drawn,
@@ -139,7 +139,7 @@ def _asked(
 def draw(run: Run, wanted: Sequence[Task]) -> Tensor:
     """The codes (P K, grid, grid) of all at once, as the model is now, on the CPU."""
     assert isinstance(run.model, Janus)
-    with at_rest(run.model):
+    with eval_mode(run.model):
         (codes,) = draw_codes(
             run.model,
             [task.picture for task in wanted],
@@ -182,7 +182,7 @@ def batches_of(run: Run, examples: Sequence[Example]) -> list[Batch]:
     return batches
 
 
-def standing(rewards: Tensor) -> Tensor:
+def group_advantages(rewards: Tensor) -> Tensor:
     """How far each picture's reward (P, K) is from the mean of its prompt's, in their standard deviations.
 
     0 where all are alike.

@@ -37,10 +37,10 @@ from janus.training.lora import add_adapters, merge_adapters, save_adapters
 from janus.training.objectives import Objective, encode
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import Ranks, clip, gathered, is_split, parallelize
-from janus.training.parts import AnyModel, at_rest, freeze, remove_alignment, trained
+from janus.training.parts import AnyModel, eval_mode, freeze, remove_alignment, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_learning import FlowLearning
-from janus.training.reinforce import check_attempts
+from janus.training.reinforce import check_rollouts
 from janus.training.samples import check_scenes
 from janus.training.siglip import ContrastObjective, Pairs, add_contrast
 from janus.training.start import (
@@ -98,7 +98,7 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     Raises ValueError, among all that reading raises, where it is of another recipe.
     """
     check_pictures(recipe)
-    check_attempts(recipe, place)
+    check_rollouts(recipe, place)
     torch.manual_seed((recipe.seed + place.rank) % 2**63)  # of what drops out numbers
     found = find_checkpoint(recipe, folder, place)
     if found is None:
@@ -244,7 +244,11 @@ def shown(run: Run) -> Iterator[AnyModel | None]:
 
     Nothing may be trained within it.
     """
-    with torch.no_grad(), at_rest(run.model), nullcontext() if run.average is None else run.average.swapped():
+    with (
+        torch.no_grad(),
+        eval_mode(run.model),
+        nullcontext() if run.average is None else run.average.swapped(),
+    ):
         if is_split(run.recipe, run.place):
             yield gathered(run.model, run.place)
         else:

@@ -21,7 +21,7 @@ from janus.config import AnyConfig, JanusConfig, VQConfig
 from janus.devices import computed_in
 from janus.kernels.codebook import lookup
 from janus.models.janusflow import JanusFlow
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
 from janus.training.blocks import checkpoint_blocks
@@ -29,7 +29,7 @@ from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
 from janus.training.flow import attach_alignment
 from janus.training.live_bytes import LiveBytes
-from janus.training.longest import Row, hollow_batch, rows_loss
+from janus.training.longest import Row, fake_batch, rows_loss
 from janus.training.parts import AnyModel, freeze, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_learning import FlowLearning
@@ -85,7 +85,7 @@ def weigh(
             for weight in trained(model).values():
                 weight.grad = torch.zeros_like(weight)
         with LiveBytes() as live:
-            batch = hollow_batch(config, row, rows, device, geometry)
+            batch = fake_batch(config, row, rows, device, geometry)
             return run(model, recipe, lambda: loss(model, batch, row), device, live)
 
 
@@ -270,7 +270,7 @@ def _fill(model: nn.Module, dtype: torch.dtype, device: str) -> None:
         for name, weight in module._parameters.items():
             if weight is not None:
                 module._parameters[name] = nn.Parameter(torch.empty(weight.shape, dtype=dtype, device=device))
-    if isinstance(model, SeeingModel):
+    if isinstance(model, MultimodalModel):
         model.language.tie()
 
 

@@ -120,7 +120,7 @@ def test_every_step_finds_as_many_keys(small: Any, name: str) -> None:
     with torch.no_grad():
         call = module.setup(case, CPU)["janus"](*given)
         first = call()
-        cache = call.board.cache if case.task == "picture_step" else call.cache
+        cache = call.batch.cache if case.task == "picture_step" else call.cache
         assert cache.capacity == case.keys
         for _ in range(case.model.picture_tokens + 3):
             assert cache.length == case.keys

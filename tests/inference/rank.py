@@ -13,8 +13,8 @@ from torch import distributed
 
 import janus
 from janus.apps import cli
-from janus.inference.board import Picture
 from janus.inference.draw import draw_codes
+from janus.inference.draw_batch import Picture
 from janus.inference.sampling import Sampling
 from janus.inference.tensor_parallel import tensor_parallel
 from janus.inference.text import generate

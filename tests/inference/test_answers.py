@@ -12,7 +12,7 @@ from torch import Tensor
 from janus.inference import answers as answers_module
 from janus.inference import batch, text
 from janus.inference.answers import Question, answer
-from janus.inference.batch import at_once
+from janus.inference.batch import max_batch_size
 from janus.inference.cache import StaticCache
 from janus.inference.sampling import Sampling
 from janus.inference.text import generate, prefill
@@ -143,7 +143,7 @@ def test_nothing_asked_and_wrong_numbers(model: Janus) -> None:
 def test_rows_fit_the_free_memory(model: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, rows in ((None, 16), (0, 1), (1 << 60, 16)):
         monkeypatch.setattr(batch, "free_memory", lambda device, free=free: free)
-        assert at_once(model, 100) == rows
+        assert max_batch_size(model, 100) == rows
 
 
 @pytest.mark.parametrize("piece", [1, 3, 7, 100])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from janus.inference.cache import Prefix, StaticCache, bytes_per_position, join
+from janus.inference.cache import PromptCache, StaticCache, bytes_per_position, join
 from janus.models.janus import Janus
 
 Close = Callable[[Tensor, Tensor], None]
@@ -141,15 +141,15 @@ def test_cutting_back_to_what_is_not_there_raises(length: int, model: Janus) -> 
 @pytest.mark.parametrize("lengths", [[5], [4, 4], [2, 6, 1]], ids=["one", "equal", "different"])
 @torch.no_grad()
 def test_joined_prefixes_continue_as_if_alone(lengths: list[int], model: Janus, close: Close) -> None:
-    prefixes, alone = [], []
+    prompt_caches, alone = [], []
     following = random_embeds(len(lengths), 3, seed=9)
     for row, length in enumerate(lengths):
         embeds = random_embeds(1, length, seed=length)
         cache = make(model, 1, length)
         hidden = model.hidden_states(embeds, cache=cache)
-        prefixes.append(Prefix(cache.keys[:, 0], cache.values[:, 0], hidden[0, -1]))
+        prompt_caches.append(PromptCache(cache.keys[:, 0], cache.values[:, 0], hidden[0, -1]))
         alone.append(model.hidden_states(torch.cat((embeds, following[row : row + 1]), dim=1))[:, length:])
-    cache = join(prefixes, model.config.language, room=3)
+    cache = join(prompt_caches, model.config.language, room=3)
     assert cache.length == max(lengths)
     assert cache.capacity == max(lengths) + 3
     states = [model.hidden_states(one, cache=cache) for one in following.split([1, 2], dim=1)]

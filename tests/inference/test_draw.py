@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus.inference.board import DrawStep, Picture, Prefixes, unconditional
 from janus.inference.draw import decode_codes, draw_codes, draw_steps, pictures_at_once
+from janus.inference.draw_batch import DrawStep, Picture, PromptCaches, unconditional
 from janus.inference.sampling import Sampling
 from janus.kernels.sample import guide
 from janus.models import llama
@@ -116,10 +116,10 @@ def with_excuses(actual: Tensor, expected: Tensor, unrounded: Tensor) -> Tensor:
 def test_the_originals_prompt(
     model: Janus, golden: Golden, prompt: tuple[int, ...], close: Callable[[Tensor, Tensor], None]
 ) -> None:
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
     for row, ids in enumerate((prompt, unconditional(prompt, PAD))):
         assert ids == tuple(golden["imagegen.prompt_tokens"][row].tolist())
-        close(prefixes.of(ids).hidden, golden["imagegen.prompt_hidden_states"][row, -1])
+        close(prompt_caches.of(ids).hidden, golden["imagegen.prompt_hidden_states"][row, -1])
 
 
 def pictures_of(prompt: tuple[int, ...]) -> list[Picture]:
@@ -186,13 +186,13 @@ def test_unconditional_prompts_are_shared(
 
 
 def test_prompts_of_pictures_to_come_only_are_kept(model: Janus, prompt: tuple[int, ...]) -> None:
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
     first, second = prompt[:5], prompt[:7]
-    kept = prefixes.of(first)
-    prefixes.of(second)
-    prefixes.forget_all_but([first, prompt])
-    assert list(prefixes.known) == [first]
-    assert prefixes.of(first) is kept
+    kept = prompt_caches.of(first)
+    prompt_caches.of(second)
+    prompt_caches.forget_all_but([first, prompt])
+    assert list(prompt_caches.known) == [first]
+    assert prompt_caches.of(first) is kept
 
 
 def test_guidance_1_is_the_conditional_rows(
@@ -305,10 +305,10 @@ def test_prompts_of_other_lengths_bring_no_mask(
 ) -> None:
     """Padding under a mask changes the order of summation, and with it a picture drawn in bfloat16."""
     pictures = [Picture(prompt=prompt), Picture(prompt=(prompt[0], *prompt[5:]))]
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
     for picture in pictures:
-        prefixes.of(picture.prompt)
-        prefixes.of(unconditional(picture.prompt, PAD))
+        prompt_caches.of(picture.prompt)
+        prompt_caches.of(unconditional(picture.prompt, PAD))
     monkeypatch.setattr(llama, "causal_mask", lambda *given: pytest.fail("a mask was made"))
-    steps = draw_steps(model, pictures, pad_id=PAD, prefixes=prefixes)
+    steps = draw_steps(model, pictures, pad_id=PAD, prompt_caches=prompt_caches)
     assert len([next(steps) for _ in range(3)]) == 3

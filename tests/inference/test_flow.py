@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from janus.inference.board import Picture, Prefixes
+from janus.inference.draw_batch import Picture, PromptCaches
 from janus.inference.flow import (
     EVALUATIONS,
     FlowSampling,
@@ -228,7 +228,7 @@ def test_kept_prompts_give_what_recomputing_them_gives(
     size: tuple[int, int], flow: JanusFlow, prompt: tuple[int, ...], close: Close
 ) -> None:
     pictures = mixed(prompt)
-    velocity = GuidedVelocity(flow, pictures, 3.0, math.prod(size) // 4, Prefixes(flow))
+    velocity = GuidedVelocity(flow, pictures, 3.0, math.prod(size) // 4, PromptCaches(flow))
     generator = torch.Generator().manual_seed(0)
     for time in (0.0, 0.4, 1.0):
         latents = torch.randn(5, 4, *size, generator=generator)
@@ -241,7 +241,7 @@ def test_kept_prompts_give_what_recomputing_them_gives(
 
 @torch.no_grad()
 def test_an_evaluation_leaves_nothing_behind(flow: JanusFlow, prompt: tuple[int, ...]) -> None:
-    velocity = GuidedVelocity(flow, mixed(prompt), 2.0, TOKENS, Prefixes(flow))
+    velocity = GuidedVelocity(flow, mixed(prompt), 2.0, TOKENS, PromptCaches(flow))
     first, second = torch.randn(2, 5, 4, *SIZE, generator=torch.Generator().manual_seed(0))
     before = velocity(first, 0.3)
     velocity(second, 0.9)
@@ -253,7 +253,7 @@ def test_an_evaluation_leaves_nothing_behind(flow: JanusFlow, prompt: tuple[int,
 def test_nor_does_one_that_fails(
     flow: JanusFlow, prompt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    velocity = GuidedVelocity(flow, mixed(prompt), 2.0, TOKENS, Prefixes(flow))
+    velocity = GuidedVelocity(flow, mixed(prompt), 2.0, TOKENS, PromptCaches(flow))
     latents = torch.randn(5, 4, *SIZE, generator=torch.Generator().manual_seed(0))
     before = velocity(latents, 0.3)
     with monkeypatch.context() as patch:
@@ -495,7 +495,7 @@ def test_batches_are_alike_where_nobody_says(flow: JanusFlow, monkeypatch: pytes
         asked.append(positions)
         return 4
 
-    monkeypatch.setattr("janus.inference.flow.at_once", four_at_once)
+    monkeypatch.setattr("janus.inference.flow.max_batch_size", four_at_once)
     pictures = [Picture(prompt=(480, 5, 6, 496)[-length:], number=length) for length in (2, 3, 4, 2, 3)]
     for guidance in (2.0, 1.0):
         sampling = FlowSampling(steps=1, guidance=guidance)

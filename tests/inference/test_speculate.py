@@ -15,8 +15,8 @@ from torch import Tensor
 
 from janus.config import JanusConfig
 from janus.inference import draw
-from janus.inference.board import DrawStep, Picture, Prefixes, unconditional
 from janus.inference.draw import draw_codes, draw_steps
+from janus.inference.draw_batch import DrawStep, Picture, PromptCaches, unconditional
 from janus.inference.prepare import prepare
 from janus.inference.sampling import Sampling
 from janus.inference.speculate import Clues, SpeculativeStep, by_newest, speculative_steps, window_of
@@ -196,12 +196,14 @@ def test_what_a_guess_can_go_by(model: Janus) -> None:
 @pytest.mark.parametrize("window", [2, 5, 16, 64])
 def test_the_model_reads_windows_and_no_more(window: int, model: Janus, counted: Callable[..., Any]) -> None:
     pictures = [Picture(prompt=PROMPT, number=number, start=(1, 2, 3)) for number in range(2)]
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
     with counted(model) as runs:
-        steps = list(speculative_steps(model, pictures, pad_id=PAD, window=window, prefixes=prefixes))
+        steps = list(
+            speculative_steps(model, pictures, pad_id=PAD, window=window, prompt_caches=prompt_caches)
+        )
     # No longer a cache than one code at a time needs: the last code is never fed.
-    assert prefixes.board is not None
-    assert prefixes.board.cache.capacity == len(PROMPT) + CODES - 1
+    assert prompt_caches.batch is not None
+    assert prompt_caches.batch.cache.capacity == len(PROMPT) + CODES - 1
     prompts, (given, *passes) = runs[:2], runs[2:]
     assert prompts == [(1, len(PROMPT))] * 2
     assert given == (4, 3)
@@ -214,12 +216,12 @@ def test_the_model_reads_windows_and_no_more(window: int, model: Janus, counted:
 
 def test_prompts_of_other_lengths_bring_no_mask(model: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
     pictures = pictures_of(2)
-    prefixes = Prefixes(model)
+    prompt_caches = PromptCaches(model)
     for picture in pictures:
-        prefixes.of(picture.prompt)
-        prefixes.of(unconditional(picture.prompt, PAD))
+        prompt_caches.of(picture.prompt)
+        prompt_caches.of(unconditional(picture.prompt, PAD))
     monkeypatch.setattr(llama, "causal_mask", lambda *given: pytest.fail("a mask was made"))
-    steps = speculative_steps(model, pictures, pad_id=PAD, prefixes=prefixes, window=4)
+    steps = speculative_steps(model, pictures, pad_id=PAD, prompt_caches=prompt_caches, window=4)
     assert next(step for step in steps if step.passes == 3)
 
 

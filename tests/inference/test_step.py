@@ -16,8 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from janus.inference import step as step_module
-from janus.inference.board import Board, Picture, Prefixes
 from janus.inference.draw import draw_codes, draw_steps
+from janus.inference.draw_batch import DrawBatch, Picture, PromptCaches
 from janus.inference.prepare import compiles, is_compiled, prepare
 from janus.inference.sampling import Sampling
 from janus.inference.text import generate
@@ -114,10 +114,10 @@ def test_a_step_of_fixed_shapes_reads_no_number_on_the_host(
     """On the meta device, where there are none to read: by kernels, and on a GPU that cannot run them."""
     monkeypatch.setattr(choice, "implementation", lambda *arguments, **facts: implementation)
     model = empty_model(read_config(data / "januspro" / "checkpoint")[0])
-    board = Board(model, 2, 6, 5.0, Sampling(top_k=10))
+    batch = DrawBatch(model, 2, 6, 5.0, Sampling(top_k=10))
     with torch.no_grad():
         for _ in range(2):
-            codes, logits = board.step()
+            codes, logits = batch.step()
     assert codes.shape == (2,)
     assert logits.shape == (4, model.config.vq.codes)
     with pytest.raises((RuntimeError, NotImplementedError), match="meta"):
@@ -232,19 +232,19 @@ def test_recorded_steps_draw_the_same(guidance: float, model: Janus, recordings:
 
 
 def test_a_board_serves_only_what_it_was_made_for(model: Janus) -> None:
-    prefixes = Prefixes(model)
-    draw(model, prefixes=prefixes)
-    board = prefixes.board
-    assert board is not None
-    draw(model, list(reversed(PICTURES)), prefixes=prefixes)
-    assert prefixes.board is board
+    prompt_caches = PromptCaches(model)
+    draw(model, prompt_caches=prompt_caches)
+    batch = prompt_caches.batch
+    assert batch is not None
+    draw(model, list(reversed(PICTURES)), prompt_caches=prompt_caches)
+    assert prompt_caches.batch is batch
     for pictures, options in (
         (PICTURES[:1], {}),
         (PICTURES, {"guidance": 2.0}),
         (PICTURES, {"sampling": Sampling(temperature=0.5)}),
         ([replace(PICTURES[0], prompt=tuple(range(1, 12)))] * 2, {}),
     ):
-        before = prefixes.board
+        before = prompt_caches.batch
         expected, _ = draw(model, pictures, **options)
-        assert torch.equal(draw(model, pictures, prefixes=prefixes, **options)[0], expected)
-        assert prefixes.board is not before
+        assert torch.equal(draw(model, pictures, prompt_caches=prompt_caches, **options)[0], expected)
+        assert prompt_caches.batch is not before

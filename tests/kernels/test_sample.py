@@ -23,11 +23,11 @@ from janus.kernels.sample import (
     every_launch,
     guide,
     keep_top,
-    noise_address,
     philox,
+    philox_inputs,
     sample,
     sample_op,
-    seed_patterns,
+    seeds_as_int64,
 )
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -65,7 +65,7 @@ def run(implementation: str, *logits: Tensor, **options: Any) -> Tensor:
 
 
 def uniform_numbers(codes: int, *, seeds: Tensor, numbers: Tensor, position: Tensor) -> Tensor:
-    words = torch.stack(philox(*noise_address(seeds, numbers, position, codes)), dim=-1)
+    words = torch.stack(philox(*philox_inputs(seeds, numbers, position, codes)), dim=-1)
     return ((words.flatten(1)[:, :codes].float() + 0.5) * 2.0**-32).clamp_max(1 - 2.0**-24)
 
 
@@ -139,7 +139,7 @@ def test_noise_is_exact_everywhere() -> None:
 @pytest.mark.parametrize("codes", [BLOCK, 1000, 5])
 def test_of_equal_codes_the_one_with_the_least_word_wins(codes: int) -> None:
     address = {
-        "seeds": seed_patterns([0, 1, -1, 2**32, 2**63 + 5, -(2**63), 0x299F31D0A4093822]).to(DEVICE),
+        "seeds": seeds_as_int64([0, 1, -1, 2**32, 2**63 + 5, -(2**63), 0x299F31D0A4093822]).to(DEVICE),
         "numbers": whole(0, 0, 0, 3, WORD, 2**31, 0x13198A2E),
         "position": whole(0x85A308D3),
     }
@@ -162,7 +162,7 @@ def test_every_part_of_the_address_counts(implementation: str) -> None:
 @BOTH
 def test_seeds_and_numbers_count_modulo_their_bits(implementation: str) -> None:
     logits = random(1, BLOCK).expand(4, BLOCK)
-    seeds = seed_patterns([-1, 2**64 - 1, 3 * 2**64 - 1, -1]).to(DEVICE)
+    seeds = seeds_as_int64([-1, 2**64 - 1, 3 * 2**64 - 1, -1]).to(DEVICE)
     numbers = whole(5, 5 + 2**32, 5 - 2**40, 5)
     first, *others = run(implementation, logits, seeds=seeds, numbers=numbers).tolist()
     assert others == [first] * 3
@@ -179,7 +179,7 @@ def test_it_is_the_noise_of_answers_too(implementation: str) -> None:
         chosen = run(
             implementation,
             logits,
-            seeds=seed_patterns(seeds).to(DEVICE),
+            seeds=seeds_as_int64(seeds).to(DEVICE),
             numbers=whole(*rows),
             position=whole(position),
             temperature=0.9,

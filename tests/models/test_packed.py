@@ -13,12 +13,14 @@ from janus import cpu
 from janus.inference.prepare import prepare
 from janus.models.janus import Janus
 from janus.models.llama import JoinedLinear
-from janus.models.packed import Half, OneDNN, Packed, PackedLinear, pack
+from janus.models.packed import FBGEMMWeight, OneDNNWeight, Packed, PackedLinear, pack
 
 pytestmark = pytest.mark.skipif(
     pack(torch.zeros(1, 1, dtype=torch.bfloat16)) is None, reason="this CPU packs no weights"
 )
-EXACT = isinstance(pack(torch.zeros(1, 1, dtype=torch.bfloat16)), OneDNN)  # sums are in torch's own order
+EXACT = isinstance(
+    pack(torch.zeros(1, 1, dtype=torch.bfloat16)), OneDNNWeight
+)  # sums are in torch's own order
 
 
 def linear(bias: bool = True, dtype: torch.dtype = torch.bfloat16) -> nn.Linear:
@@ -169,7 +171,7 @@ def test_half_precision_holds_weights_to_the_bit(dtype: torch.dtype) -> None:
         if dtype == torch.bfloat16:
             weight[0, 0] = weight.abs().max() * 2.0**-39
         packed = pack(weight)
-        assert isinstance(packed, Half)
+        assert isinstance(packed, FBGEMMWeight)
         assert torch.equal(packed.dense(), weight)
         x = torch.randn(3, 40).to(dtype)
         truth = x.double() @ weight.double().t()
@@ -196,10 +198,10 @@ def test_half_precision_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     weight = torch.randn(300, 24).bfloat16()
     weight[200, 3] = weight.abs().max() * 2.0**-39
     whole, x = pack(weight), torch.randn(5, 24).bfloat16()
-    monkeypatch.setattr(Half, "CHUNK", 64 * 24)
+    monkeypatch.setattr(FBGEMMWeight, "CHUNK", 64 * 24)
     blocks = pack(weight)
-    assert isinstance(whole, Half)
-    assert isinstance(blocks, Half)
+    assert isinstance(whole, FBGEMMWeight)
+    assert isinstance(blocks, FBGEMMWeight)
     assert (len(whole.blocks), len(blocks.blocks)) == (1, 5)
     assert torch.equal(blocks.dense(), weight)
     assert torch.equal(blocks.product(x, None), whole.product(x, None))

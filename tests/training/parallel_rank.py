@@ -24,8 +24,8 @@ from janus.training.parallel import (
     _mean_in_float32,
     clip,
     computing,
-    exchanging,
     gathered,
+    gradient_sync,
     parallelize,
     ranks,
     whole,
@@ -64,7 +64,7 @@ def one_step(recipe: Recipe, path: str, batches: list[Batch], place: Ranks) -> d
     labels = sum(each.text_labels + each.code_labels for each in batches)
     losses = torch.zeros(2)
     for turn in turns:
-        with exchanging(objective, turn is turns[-1]):
+        with gradient_sync(objective, turn is turns[-1]):
             with computing(recipe, place):
                 text, picture = objective(turn)
             total(Sums(text, picture), recipe.loss, labels / place.size).backward()

@@ -11,7 +11,7 @@ from janus.config import PRESETS, JanusConfig
 from janus.models.janus import Janus
 from janus.models.vq import VQ
 from janus.training.flops import Counts, cost, machine_rate, reconstruction_flop, tokenizing_flop
-from janus.training.longest import hollow_batch, longest_row, rows_loss
+from janus.training.longest import fake_batch, longest_row, rows_loss
 from janus.training.parts import STAGE_1, STAGE_2, STAGE_3, freeze
 from janus.training.recipe_sections import Kind
 
@@ -33,7 +33,7 @@ def counted(config: JanusConfig, train: tuple[str, ...], kind: Kind) -> int:
     freeze(model, train)
     row = longest_row(config, LENGTH, kind)
     with FlopCounterMode(display=False) as counter:
-        rows_loss(model, hollow_batch(config, row, ROWS, "cpu"), row).backward()
+        rows_loss(model, fake_batch(config, row, ROWS, "cpu"), row).backward()
     return int(counter.get_total_flops())
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from janus.inference.board import Picture, Prefixes
+from janus.inference.draw_batch import Picture, PromptCaches
 from janus.inference.flow import GuidedVelocity, normal_noise
 from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE
@@ -148,7 +148,9 @@ def test_a_dropped_prompt_is_inferences_unconditional_row(
     latents, time, velocity = on_the_way(dropped, flow_vae)
     prompt = tuple(whole.ids[: len(whole) - TOKENS].tolist())  # with a token in the time's place
     # Guidance 0 leaves what is unconditional alone.
-    guided = GuidedVelocity(objective.model, [Picture(prompt=prompt)], 0.0, TOKENS, Prefixes(objective.model))
+    guided = GuidedVelocity(
+        objective.model, [Picture(prompt=prompt)], 0.0, TOKENS, PromptCaches(objective.model)
+    )
     expected = (guided(latents, float(time)) - velocity).square().mean() * TOKENS
     assert float(sums(objective, padded(dropped)).picture) == pytest.approx(float(expected), rel=1e-5)
     # The same by the mask that the original has.

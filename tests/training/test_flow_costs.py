@@ -19,8 +19,8 @@ from janus.training.dry_run import longest_batch
 from janus.training.flops import Counts, encoding_flop, flow_cost, reconstruction_flop
 from janus.training.flow import FlowObjective, attach_alignment, with_latents
 from janus.training.live_bytes import LiveBytes
-from janus.training.longest import Row, hollow_batch, longest_row, rows_loss
-from janus.training.memory import foretell
+from janus.training.longest import Row, fake_batch, longest_row, rows_loss
+from janus.training.memory import estimate_memory
 from janus.training.parts import FLOW_PARTS, FLOW_STAGE_1, FLOW_STAGE_2, FLOW_STAGE_3, freeze, parameters
 from janus.training.recipe import Recipe
 from janus.training.recipe_fields import build
@@ -90,7 +90,7 @@ def test_what_is_weighed_is_what_is_computed(
     weighed = weigh(config, wanted, row, ROWS, geometry=geometry)
     fresh = computed(config, wanted)
     with LiveBytes() as live:
-        batch = hollow_batch(config, row, ROWS, "cpu", geometry)
+        batch = fake_batch(config, row, ROWS, "cpu", geometry)
         assert run(fresh, wanted, lambda: rows_loss(fresh, batch, row), "cpu", live) == weighed
 
     objective = FlowObjective(computed(config, wanted), FlowLearning(), flow_reads.config)
@@ -112,7 +112,7 @@ def test_encoding_is_weighed_as_computed(flow_vae: VAE) -> None:
 
 
 def test_what_is_told_of_a_flow(config: JanusFlowConfig, flow_vae: VAE) -> None:
-    memory = foretell(config, recipe(ema=0.9), vae=flow_vae.config)
+    memory = estimate_memory(config, recipe(ema=0.9), vae=flow_vae.config)
     assert set(memory.parts) == {*FLOW_PARTS, "alignment", "vae"}
     assert set(memory.by_row) == {"text", "drawing", "latents"}
     learning = sum(part.learning for part in memory.parts.values())
@@ -205,7 +205,7 @@ def test_a_step_costs_what_torch_counts(
             module.depthwise = nn.Identity()  # type: ignore[assignment]
     monkeypatch.setattr("janus.models.uvit.convolve", lambda conv, x: conv(x))
     with FlopCounterMode(display=False) as counter:
-        loss = rows_loss(model, hollow_batch(config, row, ROWS, "cpu", geometry), row)
+        loss = rows_loss(model, fake_batch(config, row, ROWS, "cpu", geometry), row)
         if loss.requires_grad:
             loss.backward()
     vision = config.vision

@@ -14,7 +14,7 @@ from janus.inference.cache import StaticCache
 from janus.models.janus import Janus
 from janus.training.data.packing import Batch
 from janus.training.longest import Row, longest_row
-from janus.training.memory import GIB, Memory, Part, foretell, format_memory
+from janus.training.memory import GIB, Memory, Part, estimate_memory, format_memory
 from janus.training.optimizer import build_optimizer
 from janus.training.parts import PARTS, STAGE_3, VQ_PARTS, freeze, parameters
 from janus.training.recipe import Recipe
@@ -75,7 +75,7 @@ def test_parts_of_the_released_model_are_those_that_were_counted() -> None:
 
 def test_bytes_by_kind(config: JanusConfig) -> None:
     given = recipe("text", ema=0.9)
-    memory = foretell(config, given)
+    memory = estimate_memory(config, given)
     everything = sum(weight.numel() for weight in empty_model(config).parameters())
     learns = learning(config, STAGE_3)
     assert sum(part.numbers for part in memory.parts.values()) == everything
@@ -97,10 +97,12 @@ def test_before_the_first_step_there_is_the_whole_model(config: JanusConfig) -> 
     everything = sum(weight.numel() for weight in empty_model(config).parameters())
     little = {"precision": "bfloat16", "train": ["vision_adapter"]}
     random = {"architecture": "Janus-Pro-1B", "processor": "x"}
-    made = foretell(config, recipe("text", **little, model=random))
+    made = estimate_memory(config, recipe("text", **little, model=random))
     assert made.start == 2 * made.weights == 4 * everything
     assert made.total == max(made.start, made.weights + made.moments + made.step)
-    assert foretell(config, recipe("text", **little, model={"checkpoint": "x"})).start == 2 * everything
+    assert (
+        estimate_memory(config, recipe("text", **little, model={"checkpoint": "x"})).start == 2 * everything
+    )
 
 
 def test_moments_are_what_the_optimizer_keeps(config: JanusConfig) -> None:
@@ -120,12 +122,12 @@ def test_moments_are_what_the_optimizer_keeps(config: JanusConfig) -> None:
             for name, tensor in state.items()
             if name != "step"
         )
-        assert foretell(config, given, loss=little).moments == kept
+        assert estimate_memory(config, given, loss=little).moments == kept
 
 
 def test_sixteen_bits_take_half_and_averages_do_not(config: JanusConfig) -> None:
     whole, half = (
-        foretell(config, recipe(precision=precision, ema=0.9), loss=little)
+        estimate_memory(config, recipe(precision=precision, ema=0.9), loss=little)
         for precision in ("float32", "bfloat16")
     )
     assert (half.weights * 2, half.gradients * 2, half.moments * 2) == (
@@ -138,7 +140,7 @@ def test_sixteen_bits_take_half_and_averages_do_not(config: JanusConfig) -> None
 
 def test_the_worst_rows_decide(config: JanusConfig) -> None:
     given = recipe("understanding", "text", "drawing")
-    memory = foretell(config, given)
+    memory = estimate_memory(config, given)
     expected = {
         kind: weigh(config, given, longest_row(config, 80, kind), 2).most  # type: ignore[arg-type]
         for kind in ("understanding", "text", "drawing")
@@ -149,7 +151,7 @@ def test_the_worst_rows_decide(config: JanusConfig) -> None:
 
 def test_attempts_take_their_caches(config: JanusConfig) -> None:
     judged = recipe(reinforce={"world": "shapes", "prompts": 5, "pictures": 4})
-    memory = foretell(config, judged, ranks=2)
+    memory = estimate_memory(config, judged, ranks=2)
     # Three of the five prompts are a process's at most; captions have up to 64 tokens.
     cache = StaticCache(
         config.language,
@@ -158,8 +160,8 @@ def test_attempts_take_their_caches(config: JanusConfig) -> None:
         device=torch.device("cpu"),
         dtype=torch.float32,
     )
-    assert memory.by_row["attempts"] == cache.keys.nbytes + cache.values.nbytes
-    assert memory.by_row["drawing"] == foretell(config, recipe("drawing"), ranks=2).by_row["drawing"]
+    assert memory.by_row["rollouts"] == cache.keys.nbytes + cache.values.nbytes
+    assert memory.by_row["drawing"] == estimate_memory(config, recipe("drawing"), ranks=2).by_row["drawing"]
 
 
 def test_rows_of_a_process(config: JanusConfig) -> None:
@@ -170,21 +172,21 @@ def test_rows_of_a_process(config: JanusConfig) -> None:
         seen.append(batch.ids.shape)
         return little(model, batch, row)
 
-    assert foretell(config, recipe(batch=8, accumulate=2), ranks=2, loss=loss).tokens == 8 * 80
+    assert estimate_memory(config, recipe(batch=8, accumulate=2), ranks=2, loss=loss).tokens == 8 * 80
     assert set(seen) == {(2, 80)}
     with pytest.raises(
         ValueError, match=r"^batch 8 cannot be shared out to 3 processes in accumulate = 2 turns"
     ):
-        foretell(config, recipe(batch=8, accumulate=2), ranks=3)
+        estimate_memory(config, recipe(batch=8, accumulate=2), ranks=3)
     with pytest.raises(ValueError, match=r"^ranks must be a whole number of at least 1, not 0$"):
-        foretell(config, recipe(), ranks=0)
+        estimate_memory(config, recipe(), ranks=0)
 
 
 def test_a_split_model_takes_its_share(config: JanusConfig) -> None:
-    whole = foretell(config, recipe(batch=4), ranks=1, loss=little)
-    split = foretell(config, recipe(batch=4, parallel={"kind": "fsdp"}), ranks=2, loss=little)
+    whole = estimate_memory(config, recipe(batch=4), ranks=1, loss=little)
+    split = estimate_memory(config, recipe(batch=4, parallel={"kind": "fsdp"}), ranks=2, loss=little)
     mesh_of = {"kind": "fsdp", "shards": 2, "replicas": 2}
-    mesh = foretell(config, recipe(batch=4, parallel=mesh_of), ranks=4, loss=little)
+    mesh = estimate_memory(config, recipe(batch=4, parallel=mesh_of), ranks=4, loss=little)
     tokenizer = 4 * sum(weight.numel() for weight in empty_model(config).vq.parameters())  # nobody splits it
     # Rounded up where a number does not divide.
     for kind, apart in (("weights", tokenizer), ("gradients", 0), ("moments", 0)):
@@ -204,7 +206,7 @@ def test_a_split_model_takes_its_share(config: JanusConfig) -> None:
 
 def test_checkpointing_the_other_way(config: JanusConfig) -> None:
     given = recipe(activation_checkpointing=True)
-    memory = foretell(config, given)
+    memory = estimate_memory(config, given)
     assert memory.checkpointing
     assert (
         memory.otherwise == weigh(config, given, longest_row(config, 80, "text"), 2, checkpointing=False).most
@@ -224,7 +226,7 @@ def test_the_tokenizer(config: JanusConfig) -> None:
         "vq": {"picture_size": 32, "discriminator_from": 1},
     }
     given = build(Recipe, tables)
-    memory = foretell(config, given)
+    memory = estimate_memory(config, given)
     vq = empty_model(config).vq
     discriminator = VQState.start(Janus(config).vq, given.vq_training()).discriminator
     assert discriminator is not None
@@ -233,7 +235,7 @@ def test_the_tokenizer(config: JanusConfig) -> None:
     assert (memory.weights, memory.gradients, memory.moments) == (numbers * 4, numbers * 4, numbers * 8)
     assert memory.activations == weigh_vq(config.vq, given, 2).held
     assert memory.tokens == 2 * (32 // config.vq.factor) ** 2
-    assert foretell(config.vq, given) == memory
+    assert estimate_memory(config.vq, given) == memory
 
 
 def test_what_is_shown() -> None:
@@ -275,7 +277,7 @@ tokens a step, at most   1,048,576"""
 
 def test_what_is_shown_has_one_width(config: JanusConfig) -> None:
     shown = format_memory(
-        foretell(config, recipe("text", ema=0.5, activation_checkpointing=True), loss=little)
+        estimate_memory(config, recipe("text", ema=0.5, activation_checkpointing=True), loss=little)
     )
     assert "moving average" in shown
     assert "without checkpointing" in shown

@@ -22,7 +22,7 @@ from janus.training.parallel import Ranks
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
 from janus.training.recipe_learning import Reinforcement
-from janus.training.reinforce import attempt, check_attempts, draw, judge, standing, tasks
+from janus.training.reinforce import check_rollouts, draw, group_advantages, judge, rollout, tasks
 from janus.training.run import Run, begin
 from janus.training.worlds import shapes
 
@@ -96,7 +96,7 @@ def records(folder: Path) -> list[dict[str, float]]:
 
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=6))
 def test_pictures_stand_against_those_of_their_own_prompt(rewards: list[list[bool]]) -> None:
-    found = standing(torch.tensor(rewards, dtype=torch.float32))
+    found = group_advantages(torch.tensor(rewards, dtype=torch.float32))
     for row, right in zip(found, torch.tensor(rewards), strict=True):
         if right.all() or not right.any():
             assert not row.any()
@@ -199,11 +199,11 @@ def likelihoods(run: Run, wanted: Tensor) -> Tensor:
 
 
 def test_the_loss_is_the_policy_gradient(run: Run, settings: Reinforcement) -> None:
-    found = attempt(run, settings)
+    found = rollout(run, settings)
     model, wanted = janus_of(run), tasks(run, settings)
     codes = draw(run, wanted)
     rewards = judge(model, codes, [task.drawing.spec for task in wanted])
-    advantages = standing(rewards.view(settings.prompts, -1)).flatten()
+    advantages = group_advantages(rewards.view(settings.prompts, -1)).flatten()
     assert 0 < rewards.sum() < len(rewards)  # or nothing would be tested
     assert float(found.right) == pytest.approx(float(rewards.mean()))
 
@@ -221,10 +221,10 @@ def test_what_came_out_right_becomes_likelier(run: Run, settings: Reinforcement)
     wanted = tasks(run, settings)
     codes = draw(run, wanted)
     rewards = judge(janus_of(run), codes, [task.drawing.spec for task in wanted])
-    advantages = standing(rewards.view(settings.prompts, -1)).flatten()
+    advantages = group_advantages(rewards.view(settings.prompts, -1)).flatten()
     with torch.no_grad():
         before = likelihoods(run, codes)
-    found = attempt(run, settings)
+    found = rollout(run, settings)
     (sum(sums(janus_of(run), batch).picture for batch in found.batches) / found.labels).backward()
     run.optimizer.step()
     with torch.no_grad():
@@ -233,7 +233,7 @@ def test_what_came_out_right_becomes_likelier(run: Run, settings: Reinforcement)
 
 
 def test_batches_have_no_more_rows_than_those_of_the_data(run: Run, settings: Reinforcement) -> None:
-    found = attempt(run, replace(settings, prompts=6))
+    found = rollout(run, replace(settings, prompts=6))
     assert len(found.batches) > 1
     assert all(len(batch.ids) <= run.loader.rows for batch in found.batches)
     assert all(batch.ids.shape[1] == 256 for batch in found.batches)
@@ -246,7 +246,7 @@ def test_batches_have_no_more_rows_than_those_of_the_data(run: Run, settings: Re
 def test_a_step_that_teaches_nothing_still_has_a_batch(run: Run, settings: Reinforcement) -> None:
     with torch.no_grad():  # all pictures are alike, and none is right
         janus_of(run).image_head.out.bias[0] = 1e4
-    found = attempt(run, settings)
+    found = rollout(run, settings)
     assert float(found.right) == 0
     (batch,) = found.batches
     assert batch.weights is not None
@@ -278,6 +278,6 @@ def test_two_processes_learn_as_one(
 
 
 def test_prompts_for_every_process(recipe: Recipe) -> None:
-    check_attempts(recipe, replace(ALONE, size=4))
+    check_rollouts(recipe, replace(ALONE, size=4))
     with pytest.raises(ValueError, match=r"reinforce.prompts = 4 cannot be shared out to 5 .*give 5 or more"):
-        check_attempts(recipe, replace(ALONE, size=5))
+        check_rollouts(recipe, replace(ALONE, size=5))

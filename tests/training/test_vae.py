@@ -18,7 +18,7 @@ from janus.training.checkpoint import newest
 from janus.training.dry_run import dry_run
 from janus.training.live_bytes import LiveBytes
 from janus.training.log import read_log
-from janus.training.memory import foretell
+from janus.training.memory import estimate_memory
 from janus.training.parts import VAE_PARTS, freeze, parameters, trained
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import dump, parse_recipe, read_recipe
@@ -322,7 +322,7 @@ def test_two_processes_train_as_one_run(
 
 
 def test_what_it_takes_is_told_and_tried(recipe: Recipe) -> None:
-    memory = foretell(CONFIG, recipe)
+    memory = estimate_memory(CONFIG, recipe)
     assert set(memory.parts) == {*VAE_PARTS, "discriminator"}
     assert memory.tokens == 2 * (16 // CONFIG.factor) ** 2
     told: list[str] = []

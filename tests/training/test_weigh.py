@@ -16,7 +16,7 @@ from janus.models.vq import VQ
 from janus.training.data.packing import Batch
 from janus.training.dry_run import longest_batch
 from janus.training.live_bytes import LiveBytes
-from janus.training.longest import Row, hollow_batch, longest_row, rows_loss
+from janus.training.longest import Row, fake_batch, longest_row, rows_loss
 from janus.training.objectives import Sums, sums
 from janus.training.parts import STAGE_1, STAGE_2, STAGE_3, VQ_PARTS, freeze, trained
 from janus.training.recipe import Recipe
@@ -158,7 +158,7 @@ def test_what_is_weighed_is_what_is_computed(step: str, config: JanusConfig) -> 
     weighed = weigh(config, wanted, row, 2)
     fresh = computed(config, wanted)
     with LiveBytes() as live:
-        batch = hollow_batch(config, row, 2, "cpu")
+        batch = fake_batch(config, row, 2, "cpu")
         assert run(fresh, wanted, lambda: rows_loss(fresh, batch, row), "cpu", live) == weighed
 
     again = computed(config, wanted)
@@ -181,7 +181,7 @@ def test_what_is_held_is_what_autograd_saved(step: str, config: JanusConfig) -> 
     """An independent count: every tensor saved for the way back, once for each memory, beside the weights."""
     keys, kind = STEPS[step]
     wanted, row = recipe(**keys), longest_row(config, LENGTH, kind)
-    fresh, batch = computed(config, wanted), hollow_batch(config, row, 2, "cpu")
+    fresh, batch = computed(config, wanted), fake_batch(config, row, 2, "cpu")
     inputs = [tensor for tensor in vars(batch).values() if isinstance(tensor, Tensor)]
     saved = {tensor.untyped_storage().data_ptr(): tensor for tensor in inputs}
     weights = {weight.untyped_storage().data_ptr() for weight in fresh.parameters()}
@@ -207,7 +207,7 @@ def test_checkpointing_holds_less_and_changes_no_gradient(config: JanusConfig) -
     for wanted in (recipe(), recipe(activation_checkpointing=True)):
         torch.manual_seed(0)
         fresh = computed(config, wanted)
-        rows_loss(fresh, hollow_batch(config, row, 1, "cpu"), row).backward()
+        rows_loss(fresh, fake_batch(config, row, 1, "cpu"), row).backward()
         gradients.append([weight.grad for weight in trained(fresh).values()])
     for gradient, again in zip(*gradients, strict=True):
         assert torch.equal(gradient, again)

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from janus.inference.board import Picture
 from janus.inference.draw import draw_steps
+from janus.inference.draw_batch import Picture
 from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
 from janus.processing.processor import Processor

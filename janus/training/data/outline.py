@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from janus.config import LATENT_PATCH, JanusConfig, JanusFlowConfig
-from janus.inference.board import unconditional
+from janus.inference.draw_batch import unconditional
 from janus.inference.flow import seen
 from janus.models.vae import VAEConfig
 from janus.processing.chat import (

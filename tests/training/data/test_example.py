@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from janus.inference.board import Picture, unconditional
 from janus.inference.draw import draw_steps
+from janus.inference.draw_batch import Picture, unconditional
 from janus.inference.sampling import Sampling
 from janus.models.janus import Janus
 from janus.processing.image import load_picture, square_picture, to_signed_pixels

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from janus.weights.names import Layout
 
 
-class SeeingModel(nn.Module):
+class MultimodalModel(nn.Module):
     """SigLIP, an adapter and Llama; how it draws is for the class itself, which also builds the parts.
 
     `files` holds the small files of its checkpoint, by name.

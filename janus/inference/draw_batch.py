@@ -1,4 +1,4 @@
-"""What pictures are drawn on: prompts that are read; the cache, noise and step of those drawn together.
+"""Pictures that are drawn together: their prompts' keys and values, their cache, noise and step.
 
 P pictures, R rows (P, or 2 P with guidance: the conditional ones first), V codes.
 """
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from janus.checks import require_guidance
-from janus.inference.cache import Prefix, StaticCache
+from janus.inference.cache import PromptCache, StaticCache
 from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
-from janus.inference.text import check_window, read_alone
-from janus.kernels.sample import WORD, exponential_noise, guide, sample, seed_patterns
+from janus.inference.text import check_window, prefill_one
+from janus.kernels.sample import WORD, exponential_noise, guide, sample, seeds_as_int64
 from janus.models.janus import Janus
-from janus.models.seeing import SeeingModel
+from janus.models.multimodal import MultimodalModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,29 +42,29 @@ class DrawStep:
     codes: Tensor
 
 
-class Prefixes:
+class PromptCaches:
     """Prompts already read: each is computed once, however many pictures and batches continue it.
 
-    So is the board of the last batch, as long as it serves the next.
+    The `DrawBatch` of the pictures before is kept, too, as long as it serves the next.
     """
 
-    def __init__(self, model: SeeingModel) -> None:
+    def __init__(self, model: MultimodalModel) -> None:
         self.model = model
-        self.known: dict[tuple[int, ...], Prefix] = {}
-        self.board: Board | None = None
+        self.known: dict[tuple[int, ...], PromptCache] = {}
+        self.batch: DrawBatch | None = None
 
     @torch.no_grad()
-    def of(self, ids: tuple[int, ...]) -> Prefix:
-        """The prefix that this sequence leaves, computed alone: no prompt beside it can change it."""
+    def of(self, ids: tuple[int, ...]) -> PromptCache:
+        """What this sequence leaves, computed alone: no prompt beside it can change it."""
         if ids not in self.known:
             embeds = self.model.embed(torch.tensor([ids], device=self.model.device))
-            self.known[ids] = read_alone(self.model, embeds)
+            self.known[ids] = prefill_one(self.model, embeds)
         return self.known[ids]
 
     def forget_all_but(self, wanted: Sequence[tuple[int, ...]]) -> None:
-        """Drop prefixes that no picture to come will continue."""
+        """Drop prompts that no picture to come will continue."""
         kept = set(wanted)
-        self.known = {ids: prefix for ids, prefix in self.known.items() if ids in kept}
+        self.known = {ids: prompt for ids, prompt in self.known.items() if ids in kept}
 
 
 def unconditional(prompt: tuple[int, ...], pad_id: int) -> tuple[int, ...]:
@@ -93,22 +93,22 @@ def begin(
     guidance: float,
     sampling: Sampling,
     noise: Noise | None,
-    prefixes: Prefixes,
-) -> tuple[Board, Tensor]:
-    """The board that the prefixes keep, or a new one, with these pictures begun; and hidden states (R, D)."""
+    prompt_caches: PromptCaches,
+) -> tuple[DrawBatch, Tensor]:
+    """The batch that `prompt_caches` keeps, or a new one, with these pictures begun; and hidden (R, D)."""
     prompts = [picture.prompt for picture in pictures]
     if guidance != 1:
         prompts += [unconditional(picture.prompt, pad_id) for picture in pictures]
-    rows = [prefixes.of(prompt) for prompt in prompts]
+    rows = [prompt_caches.of(prompt) for prompt in prompts]
     longest = max(row.length for row in rows)
-    board = prefixes.board
-    if board is None or not board.serves(len(pictures), longest, guidance, sampling, noise):
-        prefixes.board = None  # its memory, before the next one takes as much
-        board = prefixes.board = Board(model, len(pictures), longest, guidance, sampling, noise)
-    return board, board.begin(pictures, rows)
+    batch = prompt_caches.batch
+    if batch is None or not batch.serves(len(pictures), longest, guidance, sampling, noise):
+        prompt_caches.batch = None  # its memory, before the next one takes as much
+        batch = prompt_caches.batch = DrawBatch(model, len(pictures), longest, guidance, sampling, noise)
+    return batch, batch.begin(pictures, rows)
 
 
-class Board:
+class DrawBatch:
     """Pictures that are drawn side by side: their cache, their noise, and the step that adds a code to each.
 
     It serves as many pictures as it was made for, batch after batch: what a GPU recorded for the first draws
@@ -138,7 +138,7 @@ class Board:
         self.patterns = torch.zeros(count, dtype=torch.long, device=device)
         self.numbers = torch.zeros(count, dtype=torch.long, device=device)
         # Top-p needs the whole distribution in order, and noise from elsewhere is not to be computed.
-        self.at_once = noise is None and not sampling.sorts
+        self.fused = noise is None and not sampling.sorts
         self.step = Step(
             model,
             self.cache,
@@ -152,17 +152,17 @@ class Board:
     def serves(
         self, count: int, longest_prompt: int, guidance: float, sampling: Sampling, noise: Noise | None
     ) -> bool:
-        """Whether a batch can be drawn on this board, as it was made for."""
+        """Whether it was made for so many pictures, drawn alike, and has room for them."""
         wanted = (count, guidance, sampling, noise)
         room = longest_prompt + self.model.config.picture_tokens - 1
         return (
             wanted == (self.count, self.guidance, self.sampling, self.noise) and room <= self.cache.capacity
         )
 
-    def begin(self, pictures: Sequence[Picture], rows: list[Prefix]) -> Tensor:
-        """Continue these prefixes by the codes that the pictures start with; -> the last hidden states."""
+    def begin(self, pictures: Sequence[Picture], rows: list[PromptCache]) -> Tensor:
+        """Continue these prompts by the codes that the pictures start with; -> the last hidden states."""
         self.cache.fill(rows)
-        self.patterns.copy_(seed_patterns([picture.seed for picture in pictures]))
+        self.patterns.copy_(seeds_as_int64([picture.seed for picture in pictures]))
         self.numbers.copy_(torch.tensor([picture.number & WORD for picture in pictures]))
         start = len(pictures[0].start)
         self.step.place.fill_(start)
@@ -185,7 +185,7 @@ class Board:
     def choose(self, logits: Tensor, place: Tensor) -> Tensor:
         """The codes (P,) that logits (R, V) give with the noise of a place, (1,)."""
         conditional, baseline = self.split(logits)
-        if self.at_once:
+        if self.fused:
             return sample(
                 conditional,
                 baseline,
