@@ -61,7 +61,10 @@ class Checkpoint:
     def recipe(self) -> Recipe:
         """The recipe that it was written under."""
         file = self.folder / RECIPE
-        return parse_recipe(file.read_text(encoding="utf-8"), str(file))
+        try:
+            return parse_recipe(file.read_text(encoding="utf-8"), str(file))
+        except (OSError, ValueError) as error:
+            raise _unreadable(file, error) from error
 
     def shared(self) -> dict[str, Any]:
         """What all processes had in common beside the tensors."""
@@ -111,9 +114,11 @@ def newest(root: Path) -> Checkpoint | None:
     for step, folder in sorted(found, reverse=True):
         try:
             ranks = json.loads((folder / STATE).read_bytes())["ranks"]
-            names = [TENSORS, SHARED, RECIPE, *map(_rank_file, range(ranks))]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue
+        if type(ranks) is not int or ranks < 1:
+            continue
+        names = [TENSORS, SHARED, RECIPE, *map(_rank_file, range(ranks))]
         if all((folder / name).is_file() for name in names):
             return Checkpoint(folder, step, ranks)
     return None
@@ -213,9 +218,13 @@ def _read(file: Path) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", weights_only=True)
     # Any class of exception: what torch raises depends on the damage.
     except Exception as error:
-        raise ValueError(
-            f"{file} cannot be read ({one_line(error)}): remove {file.parent} to go on from the one before it"
-        ) from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{file} cannot be read ({one_line(error)}): remove {file.parent} to go on from the one before it"
+    )
 
 
 def model_tensors(model: nn.Module, name: str = "model") -> dict[str, Tensor]:

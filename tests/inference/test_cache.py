@@ -28,7 +28,7 @@ def left_padding(lengths: list[int]) -> Tensor:
     return torch.arange(longest) >= longest - torch.tensor(lengths)[:, None]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     pieces=st.lists(st.integers(1, 7), min_size=1, max_size=6),
     padding=st.lists(st.integers(0, 6), min_size=1, max_size=3),

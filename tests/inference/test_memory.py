@@ -81,7 +81,7 @@ def test_resumed_equals_fresh(
 
     # A function of its own: Hypothesis writes out all arguments of every example, and `golden` is long. The
     # same examples every time: among ever new ones, two tokens would one day be as good as equally likely.
-    @settings(max_examples=25, deadline=None, derandomize=True)
+    @settings(max_examples=25)
     @given(turns=st.lists(st.tuples(PARTS, st.integers(1, 4), st.booleans()), min_size=2, max_size=4))
     def check(turns: list[tuple[list[Part], int, bool]]) -> None:
         memory, cached, history = Memory(), [], []

@@ -53,7 +53,7 @@ def test_noise_is_the_logarithm_of_philox() -> None:
     torch.testing.assert_close(actual[0], -torch.log1p(-uniform.double()).float()[:10])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     pictures=st.lists(
         st.tuples(st.integers(-(2**70), 2**70), st.integers(0, 2**32 - 1)), min_size=1, max_size=5

@@ -365,7 +365,7 @@ def test_it_compiles_whole(implementation: str) -> None:
 
     leaves = []
     with choice.use(implementation):
-        for run in (block, torch.compile(block, fullgraph=True)):
+        for run in (block, torch.compile(block, fullgraph=True, backend="aot_eager")):
             x, weight, residual, gradients = case(3, 40, added=True, dtype=torch.float32)
             assert residual is not None
             leaves.append([tensor.requires_grad_() for tensor in (x, residual, weight)])

@@ -117,7 +117,7 @@ def test_a_tied_head_is_the_word_table() -> None:
     assert sum(parameter is language.embed.weight for parameter in language.parameters()) == 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=4), seed=st.integers(0, 99))
 @torch.no_grad()
 def test_padded_rows_equal_rows_alone(
@@ -145,7 +145,7 @@ def test_what_stands_in_padding_is_without_effect() -> None:
     assert torch.equal(language(embeds, mask), language(embeds, mask.long()))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(length=st.integers(2, 12), changed=st.data())
 @torch.no_grad()
 def test_later_tokens_do_not_change_earlier_states(
@@ -242,7 +242,7 @@ def test_a_padded_call_compiles_whole(close: Callable[[Tensor, Tensor], None]) -
     language = build(BASE)
     embeds = torch.randn(2, 5, 32)
     mask = torch.arange(5) >= torch.tensor([[0], [3]])
-    close(torch.compile(language, fullgraph=True)(embeds, mask), language(embeds, mask))
+    close(torch.compile(language, fullgraph=True, backend="aot_eager")(embeds, mask), language(embeds, mask))
 
 
 @torch.no_grad()

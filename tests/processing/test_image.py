@@ -84,7 +84,7 @@ def test_the_full_set(shared: Path) -> None:
             assert np.array_equal(np.asarray(large.fit(load_picture(path))), np.asarray(padded)), picture
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 300), st.integers(1, 300), st.sampled_from([16, 64, 97]), st.integers(1, 16))
 def test_any_size_is_fitted(width: int, height: int, size: int, least: int) -> None:
     processor = ImageProcessor(ProcessorConfig(image_size=size, min_size=least))

@@ -229,7 +229,7 @@ def tiny() -> Processor:
 questions = st.text(alphabet=st.characters(exclude_categories=["Cs"]), max_size=20)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(questions, st.integers(0, 2)), min_size=1, max_size=4))
 def test_a_row_of_a_batch_is_the_conversation_alone(rows: list[tuple[str, int]]) -> None:
     processor = tiny()

@@ -215,7 +215,7 @@ text_without_markup = st.text(
 
 
 @backends
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(pieces=st.lists(st.one_of(text_without_markup, st.just("<image>"), st.just("<|User|>")), max_size=6))
 def test_segments_give_the_ids_of_the_whole(backend: str, pieces: list[str]) -> None:
     tokenizer = BACKENDS[backend]()
@@ -234,7 +234,7 @@ def test_data_stays_data_between_specials(backend: str) -> None:
 
 
 @backends
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(chosen=st.data(), skip=st.booleans())
 def test_a_stream_joined_is_the_whole(backend: str, chosen: Any, skip: bool) -> None:
     tokenizer = BACKENDS[backend]()

@@ -103,11 +103,29 @@ def test_what_is_not_complete_is_passed_over(name: str, write: Write, tmp_path: 
     assert not (tmp_path / "step-00000006.tmp").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff", b'{"ranks": "two"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"\xff",
+        b"[" * 100_000,
+        *[b'{"ranks": %s}' % each for each in (b'"two"', b"0", b"-1", b"true")],
+    ],
+)
 def test_a_state_that_is_damaged_is_passed_over(content: bytes, write: Write, tmp_path: Path) -> None:
     write(2)
     (write(4) / "state.json").write_bytes(content)
     assert newest(tmp_path).step == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"task = ", b'task = "nothing"'])
+def test_a_recipe_that_is_damaged_is_named(content: bytes, write: Write, tmp_path: Path) -> None:
+    (write(2) / "recipe.toml").write_bytes(content)
+    with pytest.raises(ValueError, match=r"recipe.toml cannot be read.*remove .*step-00000002") as caught:
+        newest(tmp_path).recipe()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["shared.pt", "rank-00000.pt"])

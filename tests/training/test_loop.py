@@ -28,6 +28,8 @@ from janus.training.parallel import Ranks
 from janus.training.prepare import Purpose, tokenize_drawings
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import read_recipe
+from janus.training.recipe_sections import LossWeights, Source
+from janus.training.recipe_watch import Evaluation
 from janus.training.run import begin, check_finite
 from janus.weights.processor_config import read_generation_defaults
 
@@ -123,6 +125,62 @@ def test_the_loss_is_that_of_all_labels_and_its_parts_of_their_own(recipe: Recip
     between = sorted((first["text_loss"], first["picture_loss"]))
     assert between[0] < first["loss"] < between[1]
     assert whole["loss"] == pytest.approx(first["loss"], rel=0.05)
+
+
+def test_a_step_is_clipped_and_of_the_rate_that_is_logged(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW's first step is of the rate, whatever the gradient: so SGD, whose step is the gradient's."""
+
+    def build(model: torch.nn.Module, settings: Any, group: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD([weight for weight in model.parameters() if weight.requires_grad], lr=9.0)
+
+    monkeypatch.setattr(run, "build_optimizer", build)
+    clipped = replace(recipe, optimizer=replace(recipe.optimizer, clip=1e-2), ema=None)
+    ours = begin(clipped, tmp_path, ALONE)
+    for rate in (0.5, 0.25):
+        before = torch.cat([weight.detach().flatten().clone() for weight in run.learning(ours.model)])
+        for weight in run.learning(ours.model):
+            weight.grad = torch.ones_like(weight)
+        run.advance(ours, run.learning(ours.model), rate)
+        moved = torch.cat([weight.detach().flatten() for weight in run.learning(ours.model)]) - before
+        # Weights of 1 lose what is less than 1e-7 of each of their steps, some 1e-5.
+        assert moved.norm().item() == pytest.approx(1e-2 * rate, rel=1e-2)
+
+
+def test_what_a_recipe_says_reaches_the_run(recipe: Recipe, tmp_path: Path) -> None:
+    usual = begin(recipe, tmp_path / "usual", ALONE)
+    assert usual.loader.packed
+    assert (usual.loader.builder.prompt_dropout, usual.loader.builder.crop) == (0.1, "center")
+    data = replace(recipe.data, packing=False, prompt_dropout=0.3, crop="random")
+    ours = begin(
+        replace(recipe, data=data, activation_checkpointing=True, precision="bfloat16"),
+        tmp_path / "ours",
+        ALONE,
+    )
+    assert not ours.loader.packed
+    assert (ours.loader.builder.prompt_dropout, ours.loader.builder.crop) == (0.3, "random")
+    assert {weight.dtype for weight in ours.model.parameters()} == {torch.bfloat16}
+    runs = {}
+    for name, each in (("usual", usual), ("ours", ours)):
+        entered = []
+        block = each.model.language.layers[0]
+        block.input_norm.register_forward_hook(lambda *given, entered=entered: entered.append(1))
+        batch = each.encoded(next(iter(each.loader)))
+        sum(each.objective(batch)).backward()
+        runs[name] = len(entered)
+    assert runs == {"usual": 1, "ours": 2}, "checkpointed blocks are computed once more on the way back"
+
+
+def test_losses_count_as_a_recipe_says(recipe: Recipe, tmp_path: Path) -> None:
+    found = quietly(replace(recipe, steps=2, loss=LossWeights(text=3.0, picture=0.5)), tmp_path)[0]
+    alike = quietly(replace(recipe, steps=2), tmp_path / "alike")[0]
+    assert found["text_loss"] == alike["text_loss"]
+    words = (alike["loss"] - alike["picture_loss"]) / (
+        alike["text_loss"] - alike["picture_loss"]
+    )  # their share
+    expected = 3.0 * words * alike["text_loss"] + 0.5 * (1 - words) * alike["picture_loss"]
+    assert found["loss"] == pytest.approx(expected, rel=1e-4)  # a difference of losses that are nearly alike
 
 
 def test_the_model_that_is_written_is_the_average(straight: Path) -> None:
@@ -395,6 +453,31 @@ sources = [
     (scores,) = [record for record in read_log(tmp_path / "run" / "log.jsonl") if "drawing" in record]
     # Of a model that has learned nothing.
     assert scores == {"step": 1, "drawing": 0.0, "answers": 0.0, "drawing_orange": 0.0}
+
+
+def test_scores_are_shares_of_what_is_right(
+    recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = {}
+
+    def judged(verb: str, right: list[bool]) -> Callable[..., list[bool]]:
+        def judge(pipe: Any, items: list[Any], *rest: Any) -> list[bool]:
+            given[verb] = items
+            return right
+
+        return judge
+
+    monkeypatch.setattr(evaluation, "draw", judged("draw", [True, False, True, True]))
+    monkeypatch.setattr(evaluation, "answer", judged("answer", [False, False, True, False]))
+    sources = (
+        Source(task="drawing", world="shapes", color="orange"),
+        Source(task="understanding", world="shapes"),
+    )
+    settings = Evaluation(evaluator="shapes", examples=4, sources=sources)
+    score = evaluation.build_evaluator(begin(replace(recipe, evaluate=settings), tmp_path, ALONE))
+    assert score() == {"drawing_orange": 0.75, "answers": 0.25}
+    assert len(given["draw"]) == len(given["answer"]) == 4
+    assert all("orange" in str(drawing.spec) and drawing.held_out is None for drawing in given["draw"])
 
 
 def test_a_model_that_cannot_be_scored_is_told_before_the_first_step(

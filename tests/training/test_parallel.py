@@ -14,7 +14,7 @@ from janus.processing.processor import Processor
 from janus.training import checkpoint
 from janus.training.data.example import Example
 from janus.training.data.packing import pad
-from janus.training.parallel import Ranks, mesh_shape, ranks, rows_of
+from janus.training.parallel import Ranks, clip, mesh_shape, ranks, rows_of
 from janus.training.parts import STAGE_1, STAGE_3
 from janus.training.recipe import Recipe
 from janus.training.recipe_sections import Data, Optimizer, Parallel, Source, Start
@@ -90,6 +90,20 @@ def test_several_processes_learn_as_one(kind: str, written: tuple[Path, Found]) 
         for name, gradient in alone["gradients"].items():
             error = (ended["gradients"][name] - gradient).abs().max() / gradient.abs().max()
             assert error <= 3e-6, f"{name} is off by {error:.1e} of its largest"  # sums in another order
+
+
+def test_gradients_are_scaled_to_the_limit_and_no_further() -> None:
+    gradients = [torch.randn(3, 4), torch.randn(5)]
+    norm = torch.cat([gradient.flatten() for gradient in gradients]).norm()
+    for limit in (0.5, 2 * float(norm), None):
+        weights = [torch.nn.Parameter(torch.zeros_like(gradient)) for gradient in gradients]
+        for weight, gradient in zip(weights, gradients, strict=True):
+            weight.grad = gradient.clone()
+        torch.testing.assert_close(clip(weights, limit), norm)
+        scale = 0.5 / float(norm) if limit == 0.5 else 1.0
+        for weight, gradient in zip(weights, gradients, strict=True):
+            # The norm has 1e-6 added before it divides.
+            torch.testing.assert_close(weight.grad, gradient * scale, rtol=1e-5, atol=0)
 
 
 def test_a_stage_that_trains_little_is_split_too(written: tuple[Path, Found]) -> None:

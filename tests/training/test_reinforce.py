@@ -198,7 +198,9 @@ def likelihoods(run: Run, wanted: Tensor) -> Tensor:
     return torch.stack(found)
 
 
-def test_the_loss_is_the_policy_gradient(run: Run, settings: Reinforcement) -> None:
+@pytest.mark.parametrize("weight", [1.0, 0.25])
+def test_the_loss_is_the_policy_gradient(weight: float, run: Run, settings: Reinforcement) -> None:
+    settings = replace(settings, weight=weight)
     found = rollout(run, settings)
     model, wanted = janus_of(run), tasks(run, settings)
     codes = draw(run, wanted)

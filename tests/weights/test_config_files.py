@@ -101,7 +101,7 @@ def written(config: JanusConfig, layout: Layout) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(config=configs())
 def test_what_is_written_is_read_back(layout: Layout, config: JanusConfig) -> None:
     values = written(config, layout)
@@ -112,7 +112,7 @@ def test_what_is_written_is_read_back(layout: Layout, config: JanusConfig) -> No
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(before=configs(), after=configs())
 def test_changed_architecture_leaves_no_old_key_behind(
     layout: Layout, before: JanusConfig, after: JanusConfig
@@ -123,7 +123,7 @@ def test_changed_architecture_leaves_no_old_key_behind(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 @given(config=configs())
 def test_other_dialect_and_back(layout: Layout, config: JanusConfig) -> None:
     other: Layout = "transformers" if layout == "deepseek" else "deepseek"
