@@ -20,7 +20,6 @@ from janus.training.data.sources import JsonLines
 from janus.training.log import read_log
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-COMMANDS = ("train", "plot", "data", "pretokenize", "eval")
 
 RECIPE = """
 task = "sft"
@@ -227,14 +226,6 @@ def test_processes_that_tokenize_take_their_shares(
         assert done == 0
         shards = sorted(file.name for file in Path("codes").glob("*.safetensors"))
         assert shards == [f"{number:05}.safetensors" for number in ((0, 2) if rank == "0" else (0, 1, 2))]
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_shows_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stopped:
-        cli.main([command, "--help"])
-    assert stopped.value.code == 0
-    assert f"example:\n  janus {command} " in capsys.readouterr().out
 
 
 def test_help_does_not_wait_for_torch() -> None:
