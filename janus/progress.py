@@ -1,4 +1,4 @@
-"""How long work is shown: a bar with a rate where somebody sees it, a caller's function, or nothing."""
+"""Progress of long work: a bar with a rate on a terminal, a caller's function, or nothing."""
 
 import sys
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What drawing by codes and drawing by a flow have in common: what is asked for, and who looks on."""
+"""What drawing by codes and drawing by a flow have in common: the options, progress and previews."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -44,7 +44,10 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Watch:
-    """Who looks on: `progress` is what `Progress` takes; `preview` gets unfinished pictures now and then."""
+    """How a drawing is followed: `progress` is what `Progress` takes, `preview` is called with pictures.
+
+    It gets the unfinished ones after every `preview_every` parts (rows of codes, steps of a flow).
+    """
 
     progress: bool | Report | None = None
     preview: Preview | None = None

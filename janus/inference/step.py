@@ -62,7 +62,7 @@ class Step:
         return self._choose(hidden)
 
     def resume(self) -> None:
-        """Others have moved the cache."""
+        """Go on from where the cache now is: something else than a step has filled it, or moved it."""
         if self.fixed is not None:
             self.fixed.continue_cache()
 

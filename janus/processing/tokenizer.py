@@ -19,7 +19,6 @@ from janus.weights.processor_config import (
     read_special_tokens,
 )
 
-# The original looks for this name first, whatever the tokenizer's configuration says.
 # For a folder whose configuration names none: the released names, then sentencepiece's own.
 BOS_TOKENS = (BOS_TOKEN, "<s>")
 EOS_TOKENS = (EOS_TOKEN, "</s>")

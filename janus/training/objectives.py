@@ -78,7 +78,7 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None)
 
 
 def total(losses: Sums, weights: LossWeights, labels: float) -> Tensor:
-    """The loss to go down: the weighted sums over one count of `labels`.
+    """The loss of a step, a scalar: the weighted sums over one count of `labels`.
 
     It must be that of all batches of a step, on all processes, words and codes (in a flow, tokens of latents)
     together: then neither how rows are dealt out nor how unequal they are changes what is learned.

@@ -1,4 +1,4 @@
-"""What all that turns pictures into something smaller and back learns by, whatever is in between.
+"""Training of autoencoders, VQ and KL alike: reconstruction, perceptual and adversarial losses, their steps.
 
 B pictures of (H, W) pixels.
 """
