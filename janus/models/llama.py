@@ -163,9 +163,8 @@ class Attention(nn.Module):
         else:
             q, k, v = cache.append(q, k, v, rotary)
         if cache is not None and q.shape[2] == 1 and visibility.mask is None:
-            mixed = self.step_attention(q[:, :, 0], k, v, starts=visibility.starts, ends=visibility.ends)[
-                :, :, None
-            ]
+            of_one = self.step_attention(q[:, :, 0], k, v, starts=visibility.starts, ends=visibility.ends)
+            mixed = of_one[:, :, None]
         elif visibility.mask is not None:
             mixed = self.whole_attention(q, k, v, mask=visibility.mask)
         else:
@@ -195,6 +194,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP, each after a norm, which adds to the residual what came before it."""
+
     def __init__(self, config: LanguageConfig) -> None:
         super().__init__()
         self.input_norm = RMSNorm(config.width, config.norm_eps)

@@ -39,6 +39,8 @@ class MLP(nn.Module):
 
 
 class Block(nn.Module):
+    """Attention and MLP of a vision transformer, each on the norm of what it is added to."""
+
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)

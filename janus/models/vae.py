@@ -97,6 +97,8 @@ class LatentDistribution:
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions, each after a norm and SiLU, beside the input, or 1 x 1 of it where widths differ."""
+
     def __init__(self, inputs: int, outputs: int, groups: int) -> None:
         super().__init__()
         self.norm1 = nn.GroupNorm(groups, inputs, eps=1e-6)

@@ -24,6 +24,8 @@ def group_norm(channels: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
+    """Two convolutions, each after a norm and SiLU, beside the input, or 1 x 1 of it where widths differ."""
+
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
         self.norm1 = group_norm(inputs)
