@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from importlib import import_module
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -85,7 +86,7 @@ def take_backbone(model: AnyModel, path: str, tokenizer: Tokenizer) -> None:
 
 def _require_words(learned: Tokenizer, read: Tokenizer) -> None:
     """ValueError unless every plain token that is `read` has the id that the language model `learned`."""
-    for token, number in read.backend.vocabulary.items():
+    for token, number in sorted(read.backend.vocabulary.items(), key=itemgetter(1)):
         if token not in read.backend.specials and learned.backend.vocabulary.get(token) != number:
             raise ValueError(
                 f"{token!r} is token {number} of {read.where} and {learned.backend.vocabulary.get(token)} of "
