@@ -76,8 +76,8 @@ def generate(
         raise ValueError(
             f"sampling {rows} rows needs {rows} seeds, not {seeds if seeds is None else len(seeds)}"
         )
-    chooser = TokenSampler(model, sampling, seeds or [0] * rows, noise)
-    return _steps(model, embeds, attention_mask, end_id, max_new_tokens, chooser, cache)
+    sampler = TokenSampler(model, sampling, seeds or [0] * rows, noise)
+    return _steps(model, embeds, attention_mask, end_id, max_new_tokens, sampler, cache)
 
 
 @torch.no_grad()
@@ -134,14 +134,14 @@ def _steps(
     mask: Tensor | None,
     end_id: int,
     max_new_tokens: int,
-    chooser: TokenSampler,
+    sampler: TokenSampler,
     cache: StaticCache,
 ) -> Iterator[TextStep]:
     hidden = prefill(model, embeds, mask, cache)
     ended = torch.zeros(len(embeds), dtype=torch.bool, device=embeds.device)
 
     def pick(hidden: Tensor, place: Tensor) -> tuple[Tensor, ...]:
-        tokens, logits = chooser(hidden, place)
+        tokens, logits = sampler(hidden, place)
         tokens = tokens.masked_fill(ended, end_id)
         ended.logical_or_(tokens == end_id)
         return tokens, logits
@@ -153,7 +153,7 @@ def _steps(
         place=torch.zeros(len(embeds), dtype=torch.long, device=embeds.device),
         feed=lambda tokens: model.language.embed(tokens)[:, None],
         pick=pick,
-        recordable=chooser.noise is None,
+        recordable=sampler.noise is None,
     )
     chosen = step.first(hidden)
     for number in range(1, max_new_tokens + 1):

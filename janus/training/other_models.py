@@ -87,9 +87,10 @@ def take_backbone(model: AnyModel, path: str, tokenizer: Tokenizer) -> None:
 def _require_words(learned: Tokenizer, read: Tokenizer) -> None:
     """ValueError unless every plain token that is `read` has the id that the language model `learned`."""
     for token, number in sorted(read.backend.vocabulary.items(), key=itemgetter(1)):
-        if token not in read.backend.specials and learned.backend.vocabulary.get(token) != number:
+        known = learned.backend.vocabulary.get(token)
+        if token not in read.backend.specials and known != number:
             raise ValueError(
-                f"{token!r} is token {number} of {read.where} and {learned.backend.vocabulary.get(token)} of "
+                f"{token!r} is token {number} of {read.where} and {known} of "
                 f"{learned.where}, whose language model would read other words: give model.processor = "
                 f'"{learned.where}"'
             )

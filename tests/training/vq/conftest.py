@@ -14,12 +14,6 @@ BACKGROUND = (128, 128, 128)
 COLORS = ((230, 40, 40), (40, 90, 230), (40, 180, 70), (240, 210, 50))
 
 
-@pytest.fixture(autouse=True)
-def seeded() -> None:
-    """The same random tensors each time."""
-    torch.manual_seed(0)
-
-
 @pytest.fixture
 def build() -> Callable[..., VQ]:
     """A VQ of `levels` levels, weights by seed 0."""

@@ -50,6 +50,7 @@ MOST_SPECKS = 16
 # In pixels of side 64, how far an edge reaches: what has less than half of a color further off from all that
 # has more is a ghost, spurious where it is more than specks are.
 EDGE = 2
+FAINT = -1  # in the place of a color's number
 COLOR_NAMES = tuple(PALETTE)
 
 
@@ -88,23 +89,23 @@ def describe(picture: Picture) -> Reading:
         known = color < len(COLOR_NAMES)
         read.append(_read_blob(offset, blobs == number, color) if known else None)
     objects = sorted((item for item in read if item), key=lambda item: (item.x, item.y))
-    crowds = sum(int(count > MOST_SPECKS * pixels) for count in (specks, _ghosts(offset, colors)))
+    crowds = sum(int(count > MOST_SPECKS * pixels) for count in (specks, _ghosts(colors)))
     return Reading(tuple(objects), read.count(None) + crowds)
 
 
-def _ghosts(offset: NDArray[np.float32], colors: NDArray[np.int64]) -> int:
-    """How many pixels are neither like the background nor of a color (H, W), nor at the edge of what is."""
-    faint = (colors == 0) & ((offset**2).sum(axis=2) > OFF_PALETTE**2)
+def _ghosts(colors: NDArray[np.int64]) -> int:
+    """How many pixels (H, W) are faint, and not at the edge of what has a color."""
     near = colors > 0
     for _ in range(round(EDGE * len(colors) / SIDE)):
         near = _grow(near)
-    return int((faint & ~near).sum())
+    return int(((colors == FAINT) & ~near).sum())
 
 
 def label_colors(offset: NDArray[np.float32]) -> NDArray[np.int64]:
     """Each pixel's color (H, W) from its offset to the background (H, W, 3).
 
-    0 for the background, else 1 + the color's number; the last number + 1 off the palette.
+    0 for the background, FAINT for less than half of a color, else 1 + the color's number; the last number
+    + 1 off the palette.
     """
     rays = _palette_rays()
     lengths = np.linalg.norm(rays, axis=1)
@@ -121,7 +122,7 @@ def label_colors(offset: NDArray[np.float32]) -> NDArray[np.int64]:
     off = squared[visible] - saved[chosen] > OFF_PALETTE**2
     colors = np.zeros(offset.shape[:2], np.int64)
     colors[visible] = np.where(
-        along[chosen] >= lengths[color] / 2, color + 1, np.where(off, len(rays) + 1, 0)
+        along[chosen] >= lengths[color] / 2, color + 1, np.where(off, len(rays) + 1, FAINT)
     )
     return colors
 
