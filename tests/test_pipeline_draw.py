@@ -138,7 +138,7 @@ def test_prefix(
         ({"method": "heun"}, "method='heun' is for a JanusFlow"),
     ],
 )
-def test_errors(
+def test_what_cannot_be_drawn_is_told_before_the_model_runs(
     options: dict[str, Any],
     message: str,
     pipe: janus.Pipeline,

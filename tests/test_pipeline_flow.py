@@ -273,7 +273,7 @@ def test_preview(pipe: janus.Pipeline, vae: VAE) -> None:
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
-def test_errors(
+def test_what_cannot_be_drawn_is_told_before_the_model_runs(
     options: dict[str, Any], message: str, pipe: janus.Pipeline, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipe.model, "velocity_after", lambda *given: pytest.fail("the model was run"))

@@ -84,6 +84,7 @@ def test_what_is_computed_is_counted() -> None:
     convnext = 2 * 8 * 768**2 + 2 * 8 * 1536**2
     around = 768 * 16 + 768 * 2048 + 2048 * 768 + 1536 * 16
     uvit = 2 * 2 * 576 * (convnext + around)
+    # Figures of four digits, without norms and biases.
     assert bench_flow.cost(case).flop == pytest.approx(blocks + attended + uvit, rel=0.005)
     model = empty_model(case.model)
     parts = (model.encoder, model.latent_adapter, model.decoder, model.velocity_adapter)

@@ -73,6 +73,7 @@ def test_a_step_reads_the_blocks_and_the_head_once_and_every_key(size: str, laye
     norms = sum(parameter.numel() for parameter in model.language.layers.parameters() if parameter.ndim == 1)
     biases = sum(parameter.numel() for parameter in model.image_head.parameters() if parameter.ndim == 1)
     weights = 2 * (numbers(model.language.layers) - norms + numbers(model.image_head) - biases)
+    # Figures of four digits.
     assert weights == pytest.approx(layers, rel=1e-3)
     language = case.model.language
     keys = 2 * 2 * 606 * language.layers * language.kv_heads * language.head_width * 2  # 2 rows, 2 bytes
@@ -80,6 +81,7 @@ def test_a_step_reads_the_blocks_and_the_head_once_and_every_key(size: str, laye
     assert found.bytes == weights + keys
     assert bench_draw.cost_of(case, "janus-int8").bytes == weights // 2 + keys
     assert weights // 4 < bench_draw.cost_of(case, "janus-int4").bytes - keys < 0.3 * weights
+    # In float64.
     assert found.flop == pytest.approx(2 * 2 * weights / 2 + 2 * keys / 2, rel=1e-6)
     four = bench_draw.cost(replace(case, pictures=4))
     assert (four.bytes, four.flop) == (weights + 4 * keys, 4 * found.flop)
@@ -107,6 +109,7 @@ def test_a_lookup_reads_the_entries_that_random_codes_touch() -> None:
             touched = torch.randint(case.codes, (latents,)).unique().numel()
             numbers = (latents + touched) * case.width
             expected = numbers * case.dtype.itemsize + 8 * latents
+            # Which entries random codes touch varies by less.
             assert bench_codebook.cost(case).bytes == pytest.approx(expected, rel=0.01)
 
 

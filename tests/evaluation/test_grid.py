@@ -81,6 +81,8 @@ def test_what_is_wider_than_a_line_is_broken_to_the_last_letter() -> None:
     ],
     ids=["none", "counts", "sizes", "columns"],
 )
-def test_errors(pictures: list[Image.Image], prompts: list[str], columns: int, message: str) -> None:
+def test_what_cannot_be_laid_out(
+    pictures: list[Image.Image], prompts: list[str], columns: int, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         contact_sheet(pictures, prompts, columns=columns)

@@ -69,6 +69,7 @@ def test_nothing_counted_says_nothing() -> None:
 def test_all_and_none(total: int) -> None:
     """There the formula is z^2 / (n + z^2), from the one end or from the other."""
     reach = Z**2 / (total + Z**2)
+    # In float64 the two formulas round a few times.
     assert wilson(0, total) == (0, pytest.approx(reach, rel=1e-15))
     assert wilson(total, total) == (pytest.approx(1 - reach, rel=1e-15), 1)
 
@@ -90,7 +91,7 @@ def test_tallies_add_up(one: tuple[int, int], other: tuple[int, int]) -> None:
         (True, 2, "right must be a whole number of at least 0, not True"),
     ],
 )
-def test_errors(right: Any, total: Any, message: str) -> None:
+def test_counts_that_cannot_be(right: Any, total: Any, message: str) -> None:
     for make in (wilson, Tally):
         with pytest.raises(ValueError, match=message):
             make(right, total)

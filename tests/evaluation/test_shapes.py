@@ -134,7 +134,9 @@ def test_pictures_are_drawn_at_the_models_own_size(make_pipe: MakePipe) -> None:
         ({}, 48, "pictures have a side of 48 pixels, and the world `shapes` needs 64 or more"),
     ],
 )
-def test_errors(options: dict[str, Any], side: int, message: str, make_pipe: MakePipe) -> None:
+def test_what_cannot_be_evaluated(
+    options: dict[str, Any], side: int, message: str, make_pipe: MakePipe
+) -> None:
     pipe = make_pipe(side=side)
     with pytest.raises(ValueError, match=message):
         evaluate(pipe, **options)

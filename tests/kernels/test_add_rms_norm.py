@@ -1,13 +1,12 @@
 """The residual addition and the RMSNorm behind it: the kernels, against float64 and eager PyTorch."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.kernels import DEVICE, DTYPES, needs_triton, random, untouched
 from janus.kernels import choice
 from janus.kernels.add_rms_norm import (
     BACKWARD_WARPS,
@@ -19,11 +18,8 @@ from janus.kernels.add_rms_norm import (
     rms_norm_backward_op,
     rms_norm_op,
 )
-from janus.kernels.launch import INTERPRETED, recorded, triton
+from janus.kernels.launch import recorded
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bfloat16 is silently wrong.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 IMPLEMENTATIONS = ["triton", "torch"]
 EPS = 1e-6
 SHAPES = [
@@ -39,19 +35,7 @@ SHAPES = [
     (0, 8),
 ]
 
-pytestmark = pytest.mark.skipif(triton is None, reason="triton is not installed on this platform")
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan() -> Iterator[None]:
-    """So that what a kernel forgets to write cannot be right by chance."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+pytestmark = needs_triton
 
 
 def eager_norm(x: Tensor, weight: Tensor, eps: float = EPS) -> Tensor:
@@ -242,11 +226,7 @@ def test_strided_rows(view) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_offsets_beyond_32_bits() -> None:
-    torch.utils.deterministic.fill_uninitialized_memory = False  # of 4 GB three rows are ever touched
-    try:
-        memory = torch.empty(2**31 + 4096, dtype=torch.float16, device=DEVICE)
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = True
+    memory = untouched(2**31 + 4096)
     x = memory.as_strided((3, 64), (2**30, 1))
     x.copy_(random(3, 64))
     weight, near = random(64, dtype=torch.float16), x.clone()
@@ -371,6 +351,7 @@ def test_it_compiles_whole(implementation: str) -> None:
             leaves.append([tensor.requires_grad_() for tensor in (x, residual, weight)])
             run(x, residual, weight).backward(gradients[0])
     for eager, compiled in zip(*leaves, strict=True):
+        # Three norms in a row, each summed in another order.
         torch.testing.assert_close(compiled.grad, eager.grad, rtol=1e-5, atol=1e-5)
 
 
@@ -410,10 +391,6 @@ def test_rows_too_wide_for_the_kernel_fall_back_or_raise() -> None:
     with choice.use("triton"), pytest.raises(RuntimeError, match=r"not torch\.float64"):
         add_rms_norm(x[:, :8].double(), weight[:8].double(), EPS)
     assert max(BACKWARD_WARPS) < WIDEST, "between the two, rows are differentiated by the reference"
-
-
-def test_the_interpreter_stands_in_where_there_is_no_gpu() -> None:
-    assert (DEVICE == "cpu") == INTERPRETED, "or the kernels were not what was tested"
 
 
 def test_tensors_of_two_dtypes_are_promoted() -> None:

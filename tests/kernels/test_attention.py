@@ -10,30 +10,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.kernels import DEVICE, DTYPES, Largest, needs_triton, random, untouched
 from janus.kernels import attention as module
 from janus.kernels import choice
 from janus.kernels.attention import attention, attention_backward_op, attention_op, attention_reference
 from janus.kernels.launch import recorded, triton
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bfloat16 is silently wrong.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed on this platform")
 IMPLEMENTATIONS = [pytest.param("triton", marks=needs_triton), "torch"]
-
-
-@pytest.fixture(autouse=True)
-def nothing_is_left_unwritten() -> Iterator[None]:
-    """`torch.empty` gives NaN."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def integers(*numbers: int) -> Tensor:
@@ -229,6 +213,7 @@ def test_the_reference_means_the_same(case: Case) -> None:
     tensors = case.tensors(torch.float64)
     ours = attended("torch", tensors, **case.options())
     for our, true in zip(ours, truth_of(case, tensors), strict=True):
+        # In float64.
         torch.testing.assert_close(our, true, rtol=0, atol=1e-12)  # float64's rounding, a thousand times
     assert_blind_are_zero(case, ours)
 
@@ -449,16 +434,13 @@ def test_gradients_of_sums_and_of_broadcasts(implementation: str) -> None:
         strided = attended(implementation, (query, key, value, gradient), causal=True)
         dense = attended(implementation, (query, key, value, gradient.contiguous()), causal=True)
         for ours, theirs in zip(strided, dense, strict=True):
+            # Sums of twenty numbers around 1 in float32.
             torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
 
 
 @needs_triton
 def test_offsets_beyond_32_bits() -> None:
-    torch.utils.deterministic.fill_uninitialized_memory = False  # of 4 GB a few rows are ever touched
-    try:
-        memory = torch.empty(2**31 + 2**20, dtype=torch.float16, device=DEVICE)
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = True
+    memory = untouched(2**31 + 2**20)
     case = Case(3, 3, 3, 3, 3, 16, causal=True)
     near = case.tensors(torch.float16)
     expected = attended("triton", near, causal=True)
@@ -469,19 +451,6 @@ def test_offsets_beyond_32_bits() -> None:
             view.copy_(tensor)
         for ours, theirs in zip(attended("triton", tuple(views), causal=True), expected, strict=True):
             assert torch.equal(ours, theirs), side
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation returned, in elements."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 @needs_triton

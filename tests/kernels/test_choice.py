@@ -9,10 +9,16 @@ from typing import Any
 import pytest
 import torch
 
+from helpers.kernels import DEVICE, needs_triton
 from janus.kernels import choice, launch
 from janus.kernels.codebook import nearest_code_op
 
 CPU = torch.zeros(1)
+
+
+@needs_triton
+def test_the_interpreter_stands_in_where_there_is_no_gpu() -> None:
+    assert (DEVICE == "cpu") == launch.INTERPRETED, "or kernels were not what was tested"
 
 
 def test_the_cpu_runs_the_references_unless_told_otherwise() -> None:

@@ -6,18 +6,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from helpers.kernels import DEVICE, DTYPES, Largest, random
 from janus.kernels import choice
 from janus.kernels.codebook import lookup, lookup_op, nearest_code, nearest_code_op
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bfloat16 is silently wrong.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def original(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -73,19 +65,6 @@ def test_the_reference_decides_near_ties_as_the_original_does(codes: int) -> Non
     for latents in (random(577, 8, seed=5), near_ties(codebook, min(codes, 600)), grid):
         with choice.use("torch"):
             assert torch.equal(nearest_code(latents, codebook), original(latents, codebook))
-
-
-class Largest(TorchDispatchMode):
-    """The largest tensor that any operation returned, in elements."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        result = function(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else (result,):
-            if isinstance(tensor, Tensor):
-                self.elements = max(self.elements, tensor.numel())
-        return result
 
 
 def test_memory_does_not_grow_with_the_pictures() -> None:

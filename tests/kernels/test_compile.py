@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from helpers.kernels import needs_triton
 from janus.kernels import choice
 from janus.kernels.compile import CHIPS, Report
-from janus.kernels.launch import triton
 
-pytestmark = pytest.mark.skipif(triton is None, reason="triton is not installed on this platform")
+pytestmark = needs_triton
 PARTS = 4
 
 

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.kernels import DEVICE, DTYPES, random, untouched
 from janus.kernels import choice
 from janus.kernels.decode_attention import (
     NO_PREFIX,
@@ -26,14 +27,6 @@ from janus.kernels.decode_attention import (
     every_launch,
 )
 from janus.kernels.launch import recorded
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bfloat16 is silently wrong.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def whole(*numbers: int, dtype: torch.dtype = torch.int64) -> Tensor:
@@ -352,18 +345,6 @@ def test_views_give_what_copies_give(heads: int) -> None:
         assert torch.equal(decode_attention_op(*arguments), wanted)
 
 
-def test_memory_that_was_never_written_does_not_count() -> None:
-    query, keys = random(3, 2, 16), random(3, 2, 300, 16, seed=1)
-    ends = whole(1, 130, 0)
-    wanted = run("triton", query, keys, keys, ends=ends)
-    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
-    try:
-        assert torch.empty(1, device=DEVICE).isnan().all()
-        assert torch.equal(run("triton", query, keys, keys, ends=ends), wanted)
-    finally:
-        torch.use_deterministic_algorithms(False)
-
-
 @pytest.mark.parametrize("group", [1, 2], ids=["one to one", "grouped"])
 @pytest.mark.parametrize(
     ("shape", "strides"),
@@ -375,8 +356,7 @@ def test_memory_that_was_never_written_does_not_count() -> None:
     ids=["row", "head", "key"],
 )
 def test_offsets_beyond_32_bits(shape: tuple[int, ...], strides: tuple[int, ...], group: int) -> None:
-    # Only the pages that keys are written to are ever in memory.
-    keys = torch.empty(40 * 2**26, dtype=torch.float16, device=DEVICE).as_strided(shape, strides)
+    keys = untouched(40 * 2**26).as_strided(shape, strides)
     keys.copy_(random(*shape, seed=1))
     query = random(shape[0], group * shape[1], 16, seed=2, dtype=torch.float16)
     wanted = run("triton", query, keys.contiguous(), keys.contiguous())

@@ -1,16 +1,15 @@
 """The linear layer of integers: its kernels, aten's and the reference, against float64."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.kernels import DEVICE, DTYPES, needs_triton, random
 from janus.kernels import choice
 from janus.kernels import quantized_linear as module
-from janus.kernels.launch import INTERPRETED, recorded, triton
+from janus.kernels.launch import recorded, triton
 from janus.kernels.quantized_linear import (
     _launch_quantized_linear,
     dequantize,
@@ -24,20 +23,7 @@ from janus.kernels.quantized_linear import (
     unpack,
 )
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bfloat16 is silently wrong.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 CPU_DTYPES = [torch.float32, torch.float16, torch.bfloat16]
-
-needs_triton = pytest.mark.skipif(triton is None, reason="triton is not installed on this platform")
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan() -> Iterator[None]:
-    """So that what a kernel forgets to write cannot be right by chance."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
 
 
 def quantized(
@@ -66,10 +52,6 @@ def quantized(
     wide = scale.double().repeat_interleave(group, dim=1)
     exact = (q.double() - 8) * wide[..., 0] + wide[..., 1]
     return weight.to(device), scale.to(device), exact.to(device)
-
-
-def random(*shape: int, dtype: torch.dtype, device: str = DEVICE, seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
 
 
 def assert_close(product: Tensor, x: Tensor, exact: Tensor, *, packed: bool = False) -> None:
@@ -432,8 +414,3 @@ def test_the_kernel_says_which_widths_it_takes() -> None:
     assert_close(quantized_linear(x, weight, scale), x, exact)
     with choice.use("triton"), pytest.raises(RuntimeError, match="a multiple of 16, not of 40"):
         quantized_linear(x, weight, scale)
-
-
-@needs_triton
-def test_the_interpreter_stands_in_where_there_is_no_gpu() -> None:
-    assert (DEVICE == "cpu") == INTERPRETED, "or the kernels were not what was tested"

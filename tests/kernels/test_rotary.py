@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.kernels import DEVICE, DTYPES, needs_triton, random, untouched
 from janus.kernels import choice
-from janus.kernels.launch import INTERPRETED, recorded, triton
+from janus.kernels.launch import recorded
 from janus.kernels.rotary import (
     WIDEST,
     _launch_rotate_and_store,
@@ -22,26 +22,11 @@ from janus.kernels.rotary import (
     rotate_and_store_op,
 )
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bfloat16 is silently wrong.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 IMPLEMENTATIONS = ["triton", "torch"]
 SENTINEL = 77.0
 BITS = {torch.float32: torch.int32, torch.float16: torch.int16, torch.bfloat16: torch.int16}
 
-pytestmark = pytest.mark.skipif(triton is None, reason="triton is not installed on this platform")
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan() -> Iterator[None]:
-    """So that what a kernel forgets to write cannot be right by chance."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+pytestmark = needs_triton
 
 
 def at(position: int) -> Tensor:
@@ -328,11 +313,7 @@ def test_strides_are_each_tensors_own() -> None:
 
 
 def test_offsets_beyond_32_bits() -> None:
-    torch.utils.deterministic.fill_uninitialized_memory = False  # of 4 GB a few rows are ever touched
-    try:
-        memory = torch.empty(2**31 + 2**20, dtype=torch.float16, device=DEVICE)
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = True
+    memory = untouched(2**31 + 2**20)
     far = 2**30
     sides = {"rows": (far, 512, 16), "heads": (512, far, 16), "positions": (512, 64, far)}
     for far_side, strides in sides.items():
@@ -505,7 +486,3 @@ def test_what_the_kernel_cannot_take_falls_back_or_raises() -> None:
         rotate_and_store(*call.inputs(), at(1))
     rotate_and_store(*call.inputs(), at(1))
     assert torch.equal(call.value_cache, call.expected_memory(1)[1, 1])
-
-
-def test_the_interpreter_stands_in_where_there_is_no_gpu() -> None:
-    assert (DEVICE == "cpu") == INTERPRETED, "or the kernel was not what was tested"

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import janus.kernels.sample as module
+from helpers.kernels import DEVICE, DTYPES, random, untouched
 from janus.inference.sampling import Sampling, choose, seeded_noise
 from janus.kernels import choice
 from janus.kernels.launch import kernel, launch, recorded, tl
@@ -30,9 +31,6 @@ from janus.kernels.sample import (
     seeds_as_int64,
 )
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bfloat16 is silently wrong.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 BOTH = pytest.mark.parametrize("implementation", ["triton", "torch"])
 
 
@@ -40,10 +38,6 @@ BOTH = pytest.mark.parametrize("implementation", ["triton", "torch"])
 def few_codes(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same kernel for 64 codes at most: the interpreter spends as long on codes that are not there."""
     monkeypatch.setattr(module, "BLOCK", 64)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
 def whole(*numbers: int) -> Tensor:
@@ -353,8 +347,7 @@ def test_views_give_what_copies_give() -> None:
 
 
 def test_offsets_beyond_32_bits() -> None:
-    # Only the pages that logits are written to are ever in memory.
-    memory = torch.empty(2**31 + 1000, dtype=torch.float16, device=DEVICE)
+    memory = untouched(2**31 + 1000)
     logits = memory.as_strided((3, 40), (2**30, 1))
     logits.copy_(random(3, 40))
     assert torch.equal(run("triton", logits), run("triton", logits.contiguous()))

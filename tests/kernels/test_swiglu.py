@@ -1,7 +1,5 @@
 """SwiGLU and its gradients: the kernels and the reference, against float64 and eager PyTorch."""
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.kernels import DEVICE, DTYPES, needs_triton, random, untouched
 from janus.kernels import choice
-from janus.kernels.launch import INTERPRETED, recorded, triton
+from janus.kernels.launch import recorded
 from janus.kernels.swiglu import (
     _launch_swiglu,
     _launch_swiglu_backward,
@@ -19,25 +18,10 @@ from janus.kernels.swiglu import (
     swiglu_op,
 )
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# The interpreter's bfloat16 is silently wrong.
-DTYPES = [torch.float32, torch.float16] + ([torch.bfloat16] if DEVICE == "cuda" else [])
 IMPLEMENTATIONS = ["triton", "torch"]
 SHAPES = [(1, 1), (7,), (2, 5632), (3, 11008), (2, 3, 1023), (4, 1024), (3, 1025), (0, 8), (3, 0)]
 
-pytestmark = pytest.mark.skipif(triton is None, reason="triton is not installed on this platform")
-
-
-@pytest.fixture(autouse=True)
-def _unwritten_memory_is_nan() -> Iterator[None]:
-    """So that what a kernel forgets to write cannot be right by chance."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    yield
-    torch.use_deterministic_algorithms(False)
-
-
-def random(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
+pytestmark = needs_triton
 
 
 def halves(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -167,11 +151,7 @@ def test_strided_rows(view) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_offsets_beyond_32_bits() -> None:
-    torch.utils.deterministic.fill_uninitialized_memory = False  # of 4 GB three rows are ever touched
-    try:
-        memory = torch.empty(2**31 + 4096, dtype=torch.float16, device=DEVICE)
-    finally:
-        torch.utils.deterministic.fill_uninitialized_memory = True
+    memory = untouched(2**31 + 4096)
     gate = memory.as_strided((3, 64), (2**30, 1))
     gate.copy_(random(3, 64))
     assert_close(gate, gate.clone(), gate)
@@ -262,7 +242,3 @@ def test_float64_is_left_to_pytorch() -> None:
     assert torch.equal(swiglu(gate, up), F.silu(gate) * up)
     with choice.use("triton"), pytest.raises(RuntimeError, match=r"not torch\.float64"):
         swiglu(gate, up)
-
-
-def test_the_interpreter_stands_in_where_there_is_no_gpu() -> None:
-    assert (DEVICE == "cpu") == INTERPRETED, "or the kernels were not what was tested"

@@ -105,6 +105,7 @@ def test_4_bits_on_a_grid_are_exact() -> None:
     q = torch.randint(0, 16, (8, 4, 64), generator=torch.Generator().manual_seed(0))
     q[..., 0], q[..., 1] = 0, 15
     weight = ((q - 8) * 0.25 + 0.125).flatten(1)
+    # The middle of a grid, times its step, in float32.
     torch.testing.assert_close(restored(weight, "int4").float(), weight, rtol=0, atol=1e-6)
 
 
@@ -148,6 +149,7 @@ def test_it_computes_what_its_weights_say(quantization: Quantization, rows: int,
     weight = dequantize(state["weight"], state["weight_scale"], torch.float64)
     x = random(rows, 64)
     expected = x.double() @ weight.t() + state["bias"].double()
+    # Sums of 64 products in float32.
     torch.testing.assert_close(made(x).double(), expected, rtol=1e-5, atol=1e-5)
 
 

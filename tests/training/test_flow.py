@@ -152,6 +152,7 @@ def test_a_dropped_prompt_is_inferences_unconditional_row(
         objective.model, [Picture(prompt=prompt)], 0.0, TOKENS, PromptCaches(objective.model)
     )
     expected = (guided(latents, float(time)) - velocity).square().mean() * TOKENS
+    # In float32, rows of other lengths.
     assert float(sums(objective, padded(dropped)).picture) == pytest.approx(float(expected), rel=1e-5)
     # The same by the mask that the original has.
     mask = torch.ones(1, len(whole), dtype=torch.bool)
@@ -168,6 +169,7 @@ def test_one_count_of_labels_is_the_denominator(objective: FlowObjective, batch:
     assert found.alignment is not None
     told = figures(found, LossWeights(text=2.0, picture=0.5, alignment=3.0), words, tokens)
     loss = 2 * found.text + 0.5 * found.picture + 3 * found.alignment
+    # One rounding in float32 or two.
     assert float(told["loss"]) == pytest.approx(float(loss) / (words + tokens), rel=1e-6)
     assert set(told) == {"loss", "text_loss", "flow_loss", "alignment_loss"}
     assert float(told["flow_loss"]) == pytest.approx(float(found.picture) / tokens, rel=1e-6)

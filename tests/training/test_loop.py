@@ -18,6 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import janus
+from helpers.runs import quietly, records
 from janus import cpu
 from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
@@ -35,7 +36,6 @@ from janus.weights.processor_config import read_generation_defaults
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
 ALONE = Ranks(torch.device("cpu"))
-FIGURES = ("loss", "text_loss", "picture_loss", "norm", "rate", "padding")  # all but what the clock says
 
 RECIPE = """
 task = "janus"
@@ -83,20 +83,6 @@ def file(checkpoint: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(file: Path) -> Recipe:
     return read_recipe(file)
-
-
-def records(folder: Path) -> list[dict[str, Any]]:
-    """What was logged of each step, but for what the clock says."""
-    kept = [
-        {name: record[name] for name in ("step", *FIGURES) if name in record}
-        for record in read_log(folder / "log.jsonl")
-    ]
-    return [record for record in kept if "loss" in record]
-
-
-def quietly(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    train(recipe, folder, device="cpu", show=lambda line: None)
-    return records(folder)
 
 
 @pytest.fixture(scope="module")

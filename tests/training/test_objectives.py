@@ -75,6 +75,7 @@ def test_the_losses_are_those_computed_by_hand(learner: Janus, examples: list[Ex
 def test_weights_and_the_count_of_labels_are_the_denominator_alone(learner: Janus, batch: Batch) -> None:
     found = sums(learner, batch)
     loss = total(found, LossWeights(text=2.0, picture=0.5), 7)
+    # One rounding in float32 or two.
     assert float(loss) == pytest.approx((2 * float(found.text) + 0.5 * float(found.picture)) / 7, rel=1e-6)
 
 
@@ -86,6 +87,7 @@ def test_pictures_count_what_their_weights_say(learner: Janus, examples: list[Ex
     order = [numbers[tuple(codes.tolist())] for codes in batch.codes]
     weights = torch.tensor([2.0, -0.5])
     found = sums(learner, replace(batch, weights=weights[order]))
+    # In float32, summed in another order.
     assert float(found.picture) == pytest.approx(2 * alone[0] - 0.5 * alone[1], rel=1e-5)
     assert torch.equal(found.text, sums(learner, batch).text)
     every = sums(learner, replace(batch, weights=torch.ones(2))).picture

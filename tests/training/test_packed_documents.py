@@ -112,6 +112,7 @@ def test_one_document_a_row_is_a_row_without_documents(model: Janus) -> None:
     embeds = model.embed(ids)
     packed = model.hidden_states(embeds, documents=torch.ones_like(ids))
     plain = model.hidden_states(embeds)
+    # Another kernel of attention sums in another order.
     torch.testing.assert_close(packed, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
 
 

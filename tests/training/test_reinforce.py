@@ -13,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from helpers.runs import quietly, records
 from janus.models.janus import Janus
 from janus.pipeline import Pipeline
-from janus.training import train
-from janus.training.log import read_log
 from janus.training.objectives import sums
 from janus.training.parallel import Ranks
 from janus.training.recipe import Recipe
@@ -28,7 +27,6 @@ from janus.training.worlds import shapes
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
 ALONE = Ranks(torch.device("cpu"))
-FIGURES = ("step", "loss", "norm", "drawn_right")
 
 RECIPE = """
 task = "sft"
@@ -83,15 +81,6 @@ def run(recipe: Recipe, tmp_path: Path) -> Run:
 def janus_of(run: Run) -> Janus:
     assert isinstance(run.model, Janus)
     return run.model
-
-
-def quietly(recipe: Recipe, folder: Path) -> list[dict[str, float]]:
-    train(recipe, folder, device="cpu", show=lambda line: None)
-    return records(folder)
-
-
-def records(folder: Path) -> list[dict[str, float]]:
-    return [{name: record[name] for name in FIGURES} for record in read_log(folder / "log.jsonl")]
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=6))

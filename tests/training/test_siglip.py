@@ -1,6 +1,5 @@
 """A vision tower that learns by captions: what fits what, the loss, and runs that go on bit by bit."""
 
-import json
 import re
 import subprocess
 from collections.abc import Callable
@@ -12,19 +11,17 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 import janus
+from helpers.runs import quietly, records, write_rows
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
-from janus.training import train
 from janus.training.dry_run import dry_run
 from janus.training.feed import Drawings
 from janus.training.flops import contrast_cost
 from janus.training.live_bytes import LiveBytes
-from janus.training.log import read_log
 from janus.training.parallel import Ranks
 from janus.training.parts import ALIGNMENT, freeze
 from janus.training.recipe import Recipe
@@ -40,7 +37,6 @@ from janus.training.worlds.shapes.scene import Meaning
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
 ALONE = Ranks(torch.device("cpu"))
-FIGURES = ("step", "loss", "norm", "right")
 
 RECIPE = """
 task = "siglip"
@@ -75,15 +71,6 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def recipe(file: Path) -> Recipe:
     return read_recipe(file)
-
-
-def quietly(recipe: Recipe, folder: Path) -> list[dict[str, float]]:
-    train(recipe, folder, device="cpu", show=lambda line: None)
-    return records(folder)
-
-
-def records(folder: Path) -> list[dict[str, float]]:
-    return [{name: record[name] for name in FIGURES} for record in read_log(folder / "log.jsonl")]
 
 
 def meaning(words: str, *objects: shapes.Object) -> Meaning:
@@ -262,14 +249,8 @@ def test_two_processes_learn_as_one(
 
 
 def test_captions_of_files(recipe: Recipe, tmp_path: Path) -> None:
-    for number in range(3):
-        Image.new("RGB", (20, 30), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
-    rows = [{"prompt": "dark" if number else "darker", "image": f"{number}.png"} for number in range(3)]
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    sources = tuple(
-        replace(each, world=None, categories=(), path=str(tmp_path / "rows.jsonl"))
-        for each in recipe.data.sources
-    )
+    rows = write_rows(tmp_path, ["darker", "dark", "dark"])
+    sources = tuple(replace(each, world=None, categories=(), path=str(rows)) for each in recipe.data.sources)
     own = replace(recipe, data=replace(recipe.data, sources=sources), batch=3, steps=1)
     started = begin(own, tmp_path / "run", ALONE)
     assert isinstance(started.loader, Drawings)
@@ -281,18 +262,15 @@ def test_captions_of_files(recipe: Recipe, tmp_path: Path) -> None:
     (tmp_path / "1.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"rows\.jsonl:2: "):
         quietly(own, tmp_path / "broken")
-    (tmp_path / "rows.jsonl").write_text('{"text": "no picture"}\n')
+    rows.write_text('{"text": "no picture"}\n')
     with pytest.raises(ValueError, match=r"rows\.jsonl:1: no prompt with an image, which is all that can be"):
         quietly(own, tmp_path / "none")
 
 
 def test_of_a_flow(recipe: Recipe, flow_checkpoint: str, tmp_path: Path) -> None:
     """Its towers are of the same classes; no autoencoder is asked for."""
-    rows = [{"prompt": f"color {number}", "image": f"{number}.png"} for number in range(2)]
-    for number in range(2):
-        Image.new("RGB", (20, 30), (80 * number, 0, 0)).save(tmp_path / f"{number}.png")
-    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    source = replace(recipe.data.sources[0], world=None, categories=(), path=str(tmp_path / "rows.jsonl"))
+    rows = write_rows(tmp_path, ["color 0", "color 1"])
+    source = replace(recipe.data.sources[0], world=None, categories=(), path=str(rows))
     model = replace(recipe.model, checkpoint=flow_checkpoint)
     own = replace(recipe, model=model, data=replace(recipe.data, sources=(source,)), batch=2, steps=2)
     first, second = quietly(own, tmp_path / "run")

@@ -110,6 +110,7 @@ def test_positions_of_a_vision_tower_do_not_drown_in_patches(begin: Begin, confi
     vision, width = begin().vision, config.vision.width
     side = config.vision.patch_size
     patch = (3 * side**2) ** -0.5
+    # A tenth is four deviations of what 768 random numbers give.
     assert vision.pos_embed.std().item() == pytest.approx(0.25, rel=0.1)
     # Whatever its width, by a patch that is all red, as pixels are seen.
     red = torch.tensor([0.8, -0.8, -0.8]).view(3, 1, 1).expand(3, side, side)

@@ -1,6 +1,5 @@
 """Runs that train the picture tokenizer: they go on bit by bit, and what they write is read back."""
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from helpers.runs import quietly, records, whole_log, write_rows
 from janus.training import train
 from janus.training.checkpoint import newest
-from janus.training.log import read_log
 from janus.training.recipe import Recipe
 from janus.training.recipe_file import dump, read_recipe
 from janus.training.vq_files import load_vq
@@ -58,38 +57,25 @@ start_latents = 64
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Recipe:
     folder = tmp_path_factory.mktemp("data")
-    for number in range(5):
-        Image.new("RGB", (20, 17 + number), (40 * number, 90, 200)).save(folder / f"{number}.png")
-    rows = [{"prompt": f"color {number}", "image": f"{number}.png"} for number in range(5)]
-    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rows = write_rows(folder, [f"color {number}" for number in range(5)])
     file = folder / "vq.toml"
-    file.write_text(RECIPE.format(data=folder / "rows.jsonl", picture=folder / "1.png"))
+    file.write_text(RECIPE.format(data=rows, picture=folder / "1.png"))
     return read_recipe(file)
-
-
-def run(recipe: Recipe, folder: Path) -> list[dict[str, Any]]:
-    train(recipe, folder, device="cpu", show=lambda line: None)
-    clock = ("tokens_per_second", "share_of_peak", "memory")
-    return [
-        {name: value for name, value in record.items() if name not in clock}
-        for record in read_log(folder / "log.jsonl")
-    ]
 
 
 @pytest.fixture(scope="module")
 def straight(recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
     folder = tmp_path_factory.mktemp("straight")
-    return folder, run(recipe, folder)
+    return folder, quietly(recipe, folder)
 
 
 def test_what_is_logged(straight: tuple[Path, list[dict[str, Any]]]) -> None:
-    folder, found = straight
-    steps = [record for record in found if "loss" in record]
+    folder, steps = straight
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5]
     assert [record["rate"] for record in steps] == [5e-4, 1e-3, 1e-3, 1e-3, 1e-3]
     assert ["codes_used" in record for record in steps] == [False, False, True, True, True]
     assert ["discriminator" in record for record in steps] == [False, False, False, True, True]
-    shown = [record for record in found if "drawn" in record]
+    shown = [record for record in whole_log(folder) if "drawn" in record]
     assert [record["step"] for record in shown] == [2, 4]
     width, height = Image.open(folder / shown[0]["drawn"][0]["picture"]).size
     assert (width, height) == (2 + 18, 2 + 2 * 18)  # a picture above what became of it
@@ -100,8 +86,8 @@ def test_a_run_goes_on_with_the_same_bits(
     stop: int, recipe: Recipe, straight: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     """Before the codebook starts, before the discriminator does, and afterwards."""
-    run(replace(recipe, steps=stop), tmp_path)
-    assert run(recipe, tmp_path) == straight[1]
+    quietly(replace(recipe, steps=stop), tmp_path)
+    assert quietly(recipe, tmp_path) == straight[1]
     ours, theirs = load_vq(tmp_path), load_vq(straight[0])
     for name, tensor in theirs.state_dict().items():
         assert torch.equal(ours.state_dict()[name], tensor), name
@@ -128,7 +114,7 @@ def test_moments_are_written_once(straight: tuple[Path, list[dict[str, Any]]]) -
 
 def test_what_never_comes_about_is_told(recipe: Recipe, tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match=r"^vq.discriminator_from = 3 is never reached in 3 steps: lower it"):
-        run(replace(recipe, steps=3), tmp_path)
+        quietly(replace(recipe, steps=3), tmp_path)
 
 
 def test_a_tokenizer_begins_where_another_ended(
@@ -136,9 +122,8 @@ def test_a_tokenizer_begins_where_another_ended(
 ) -> None:
     start = replace(recipe.model, architecture=None, checkpoint=str(straight[0]))
     learning = replace(recipe.vq, quantize_from=0, start_latents=None)
-    found = run(replace(recipe, model=start, vq=learning, steps=2), tmp_path)
-    first = next(record for record in straight[1] if "loss" in record)
-    assert found[0]["reconstruction"] < first["reconstruction"]
+    found = quietly(replace(recipe, model=start, vq=learning, steps=2), tmp_path)
+    assert found[0]["reconstruction"] < straight[1][0]["reconstruction"]
 
 
 def test_two_processes_train_as_one_run(
@@ -152,11 +137,11 @@ def test_two_processes_train_as_one_run(
     done = torchrun(Path(__file__).with_name("run_rank.py"), file, tmp_path / "run", 3)
     assert done.returncode == 0, done.stderr
     assert newest(tmp_path / "run" / "checkpoints").ranks == 2
-    two = [record for record in read_log(tmp_path / "run" / "log.jsonl") if "loss" in record]
-    one = [record for record in straight[1] if "loss" in record]
+    two = records(tmp_path / "run")
+    one = straight[1]
     # Before codes are chosen, which rounding may tip: the same pictures, each process half of them.
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-5)
-    assert [record["step"] for record in run(recipe, tmp_path / "run") if "loss" in record] == [1, 2, 3, 4, 5]
+    assert [record["step"] for record in quietly(recipe, tmp_path / "run")] == [1, 2, 3, 4, 5]
 
 
 def test_scenes_of_a_world_are_shown_where_they_can_be_seen(recipe: Recipe, tmp_path: Path) -> None:
@@ -168,6 +153,6 @@ def test_scenes_of_a_world_are_shown_where_they_can_be_seen(recipe: Recipe, tmp_
     assert recipe.vq is not None
     large = replace(shows, batch=1, vq=replace(recipe.vq, picture_size=64))
     train(large, tmp_path / "large", device="cpu", show=lambda line: None)
-    (drawn,) = [record for record in read_log(tmp_path / "large" / "log.jsonl") if "drawn" in record]
+    (drawn,) = [record for record in whole_log(tmp_path / "large") if "drawn" in record]
     with Image.open(tmp_path / "large" / drawn["drawn"][0]["picture"]) as grid:
         assert grid.width > 3 * 64  # a picture of the recipe and two scenes

@@ -35,6 +35,7 @@ def test_numbers_of_float32_rounded_once(shape: tuple[int, ...], bias: bool) -> 
         assert own.grad is not None
         assert exactly.grad is not None
         assert own.grad.dtype == torch.bfloat16
+        # A bit of bfloat16: what ties may be rounded the other way.
         torch.testing.assert_close(own.grad, rounded(exactly.grad), rtol=2**-8, atol=1e-6)
 
 

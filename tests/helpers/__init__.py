@@ -1,0 +1,1 @@
+"""What several test files share and is no fixture; `pythonpath` in pyproject.toml lets them import it."""
