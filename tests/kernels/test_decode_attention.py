@@ -345,6 +345,16 @@ def test_views_give_what_copies_give(heads: int) -> None:
         assert torch.equal(decode_attention_op(*arguments), wanted)
 
 
+def test_memory_that_was_never_written_does_not_count() -> None:
+    query, keys = random(3, 2, 16), random(3, 2, 300, 16, seed=1)
+    ends = whole(1, 130, 0)
+    torch.use_deterministic_algorithms(False)
+    wanted = run("triton", query, keys, keys, ends=ends)
+    torch.use_deterministic_algorithms(True)  # fills new memory with NaN
+    assert torch.empty(1, device=DEVICE).isnan().all()
+    assert torch.equal(run("triton", query, keys, keys, ends=ends), wanted)
+
+
 @pytest.mark.parametrize("group", [1, 2], ids=["one to one", "grouped"])
 @pytest.mark.parametrize(
     ("shape", "strides"),

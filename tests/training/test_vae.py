@@ -275,7 +275,8 @@ def test_a_run_goes_on_with_the_same_bits(
     stop: int, recipe: Recipe, straight: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     quietly(replace(recipe, steps=stop), tmp_path)
-    assert quietly(recipe, tmp_path) == straight[1]
+    quietly(recipe, tmp_path)
+    assert whole_log(tmp_path) == whole_log(straight[0])
     ours, theirs = (load_vae(each, device="cpu") for each in (tmp_path, straight[0]))
     assert ours.config == theirs.config
     for name, tensor in theirs.state_dict().items():
