@@ -28,8 +28,8 @@ from janus.checks import one_line
 from janus.training.optimizer import begin_states
 from janus.training.parallel import Ranks
 from janus.training.parts import trained
-from janus.training.recipe import Recipe, differences
-from janus.training.recipe_file import dump, parse_recipe
+from janus.training.recipe.file import dump, parse_recipe
+from janus.training.recipe.recipe import Recipe, differences
 
 NAME = re.compile(r"step-(\d{8,})")
 UNFINISHED = ".tmp"

@@ -24,7 +24,7 @@ def train(
     whatever stops a run.
     """
     from janus.training import loop
-    from janus.training.recipe_file import read_recipe
+    from janus.training.recipe.file import read_recipe
 
     read = read_recipe(recipe, overrides)
     folder = Path("runs", Path(recipe).stem) if out is None else out
@@ -34,7 +34,7 @@ def train(
         meet(device)
     try:
         if dry:
-            from janus.training.dry_run import dry_run
+            from janus.training.costs.dry_run import dry_run
 
             dry_run(read, device=device)
             return 0

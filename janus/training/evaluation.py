@@ -22,8 +22,8 @@ from janus.training.feed import parts_of, vq_of
 from janus.training.objectives import Sums, figures
 from janus.training.parallel import computing, split_again
 from janus.training.parts import eval_mode
-from janus.training.recipe_sections import Data
-from janus.training.recipe_watch import Evaluation
+from janus.training.recipe.sections import Data
+from janus.training.recipe.watch import Evaluation
 from janus.training.run import Run, shown
 from janus.training.worlds import shapes
 

@@ -32,9 +32,9 @@ from janus.training.data.rows import Drawing, located
 from janus.training.data.sources import World, hugging_face
 from janus.training.parallel import Ranks, rows_of
 from janus.training.parts import AnyModel
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Data
-from janus.training.recipe_sections import Source as Described
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Data
+from janus.training.recipe.sections import Source as Described
 from janus.training.siglip import Pairs
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.draws import pick

@@ -23,7 +23,7 @@ from janus.training.data.outline import IGNORE
 from janus.training.data.packing import Batch
 from janus.training.objectives import Sums, cross_entropy, filled
 from janus.training.parts import ALIGNMENT
-from janus.training.recipe_learning import FlowLearning
+from janus.training.recipe.learning import FlowLearning
 from janus.weights.processor_config import ProcessorConfig
 
 NOISE, TIME, SAMPLE = range(3)  # what a seed's numbers are for: each has a number of its own

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 from janus.files import write_whole
-from janus.training.recipe_watch import Log, PictureAsked
+from janus.training.recipe.watch import Log, PictureAsked
 from janus.training.worlds.shapes import Question
 
 FILE = "log.jsonl"

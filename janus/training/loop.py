@@ -16,14 +16,14 @@ from torch import Tensor
 
 from janus.config import JanusConfig
 from janus.training.checkpoint import random_state, set_random_state
+from janus.training.costs.flops import Cost, cost, flow_cost
 from janus.training.data.loader import Loader
 from janus.training.data.packing import Batch
 from janus.training.evaluation import build_evaluator
-from janus.training.flops import Cost, cost, flow_cost
 from janus.training.objectives import Sums, count, figures, total
 from janus.training.parallel import Ranks, computing, gradient_sync, ranks
-from janus.training.recipe import Recipe
-from janus.training.recipe_file import read_recipe
+from janus.training.recipe.file import read_recipe
+from janus.training.recipe.recipe import Recipe
 from janus.training.reinforce import rollout
 from janus.training.run import (
     Run,

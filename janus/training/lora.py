@@ -20,7 +20,7 @@ from torch import nn
 from janus.checks import one_line
 from janus.files import write_whole
 from janus.training.parts import AnyModel, freeze, trained
-from janus.training.recipe_sections import LoRA
+from janus.training.recipe.sections import LoRA
 from janus.weights.write import write_tensors
 
 NAME = "default"  # peft can have several in a model

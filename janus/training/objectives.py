@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from janus.models.janus import Janus
 from janus.models.multimodal import MultimodalModel
+from janus.training.costs.flops import Counts
 from janus.training.data.outline import IGNORE
 from janus.training.data.packing import Batch
-from janus.training.flops import Counts
-from janus.training.recipe_sections import LossWeights
+from janus.training.recipe.sections import LossWeights
 
 
 @dataclass(frozen=True)

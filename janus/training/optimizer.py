@@ -15,7 +15,7 @@ from janus.models.llama import RMSNorm
 from janus.models.uvit import GlobalResponseNorm
 from janus.training.muon import Muon
 from janus.training.parts import ALIGNMENT, trained
-from janus.training.recipe_sections import Optimizer
+from janus.training.recipe.sections import Optimizer
 
 NORMS = (RMSNorm, nn.LayerNorm, nn.GroupNorm, GlobalResponseNorm)
 # What is no layer's: SigLIP's positions and the VQ tokenizer's codes, of which a step uses some rows, and

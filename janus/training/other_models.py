@@ -17,7 +17,7 @@ from torch import Tensor
 from janus.checks import one_line
 from janus.processing.tokenizer import Tokenizer
 from janus.training.parts import AnyModel
-from janus.training.recipe_sections import BACKBONE
+from janus.training.recipe.sections import BACKBONE
 from janus.weights.hub import find
 from janus.weights.load import load, part_sizes
 from janus.weights.names import Source, is_dropped, naming_of, source

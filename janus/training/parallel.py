@@ -24,13 +24,13 @@ from janus.devices import resolve_device
 from janus.inference.ranks import meet, several
 from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
+from janus.training.costs.weigh import computing_dtype, precision
 from janus.training.flow import FlowObjective
 from janus.training.objectives import Objective
 from janus.training.parts import ALIGNMENT, AnyModel
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Parallel
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Parallel
 from janus.training.siglip import ContrastObjective
-from janus.training.weigh import computing_dtype, precision
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from janus.models.janusflow import JanusFlow
 from janus.models.quantized import QuantizedLinear
 from janus.models.vae import VAE
 from janus.models.vq import VQ
-from janus.training.recipe_fields import show, unknown
+from janus.training.recipe.fields import show, unknown
 
 AnyModel = Janus | JanusFlow
 

@@ -17,8 +17,8 @@ from janus.training.data.open import REJECTS, open_source
 from janus.training.data.outline import Geometry
 from janus.training.data.pretokenize import pretokenize
 from janus.training.data.rejects import write_rejects
-from janus.training.recipe_file import read_recipe
-from janus.training.recipe_sections import Start
+from janus.training.recipe.file import read_recipe
+from janus.training.recipe.sections import Start
 from janus.training.start import start_config, start_processor, start_vae_config
 from janus.training.vq_files import load_vq
 

@@ -31,8 +31,8 @@ from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch, best_fit, place
 from janus.training.parallel import Ranks
 from janus.training.parts import eval_mode
-from janus.training.recipe import Recipe
-from janus.training.recipe_learning import Reinforcement
+from janus.training.recipe.learning import Reinforcement
+from janus.training.recipe.recipe import Recipe
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.draws import pick
 

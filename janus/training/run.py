@@ -25,12 +25,13 @@ from janus.processing.processor import Processor
 from janus.training import checkpoint
 from janus.training.blocks import checkpoint_blocks, compile_blocks
 from janus.training.checkpoint import Checkpoint
+from janus.training.costs.flops import machine_rate
+from janus.training.costs.weigh import DTYPES, computing_dtype
 from janus.training.data.loader import Loader, reshard
 from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
 from janus.training.ema import EMA
 from janus.training.feed import Drawings, documents, geometry_of, pairs
-from janus.training.flops import machine_rate
 from janus.training.flow import FlowObjective, add_alignment, with_latents
 from janus.training.log import RunLog, process_memory
 from janus.training.lora import add_adapters, merge_adapters, save_adapters
@@ -38,8 +39,8 @@ from janus.training.objectives import Objective, encode
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import Ranks, clip, gathered, is_split, parallelize
 from janus.training.parts import AnyModel, eval_mode, freeze, remove_alignment, trained
-from janus.training.recipe import Recipe
-from janus.training.recipe_learning import FlowLearning
+from janus.training.recipe.learning import FlowLearning
+from janus.training.recipe.recipe import Recipe
 from janus.training.reinforce import check_rollouts
 from janus.training.samples import check_scenes
 from janus.training.siglip import ContrastObjective, Pairs, add_contrast
@@ -52,7 +53,6 @@ from janus.training.start import (
     start_vae,
     with_defaults,
 )
-from janus.training.weigh import DTYPES, computing_dtype
 from janus.training.widen import widen_linears
 from janus.weights.vae import RELEASED, own_vae, save_vae
 

@@ -8,8 +8,8 @@ from janus.models.vae import VAE
 from janus.pipeline import Pipeline
 from janus.processing.processor import Processor
 from janus.training.parts import AnyModel
-from janus.training.recipe import Recipe
-from janus.training.recipe_watch import Log, PictureAsked
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.watch import Log, PictureAsked
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.raster import LEAST_SIDE
 

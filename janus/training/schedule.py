@@ -7,7 +7,7 @@ Training Durations" (2024).
 
 import math
 
-from janus.training.recipe_sections import Schedule
+from janus.training.recipe.sections import Schedule
 
 
 def factor(step: int, schedule: Schedule, steps: int) -> float:

@@ -24,8 +24,8 @@ from torch.nn.utils.rnn import pad_sequence
 from janus.config import AnyConfig
 from janus.kernels.attention import attention
 from janus.models.siglip import MLP
+from janus.training.costs.flops import Counts
 from janus.training.data.rows import Meaning
-from janus.training.flops import Counts
 from janus.training.parts import ALIGNMENT, AnyModel
 from janus.training.vq.ranks import gathered
 

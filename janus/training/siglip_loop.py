@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from janus.training.costs.flops import contrast_cost
 from janus.training.feed import Drawings
-from janus.training.flops import contrast_cost
 from janus.training.parallel import Ranks, computing
-from janus.training.recipe import Recipe
+from janus.training.recipe.recipe import Recipe
 from janus.training.run import Run, advance, begin, export, is_due, keep, learning, open_log
 from janus.training.schedule import factor
 from janus.training.siglip import Pairs, fitting, prompts_in

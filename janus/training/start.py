@@ -21,7 +21,7 @@ from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
 from janus.processing.processor import Processor
-from janus.training.architecture import Architecture, parse_architecture
+from janus.training.costs.weigh import DTYPES
 from janus.training.initialization import begin_language, begin_velocity, begin_vision
 from janus.training.other_models import (
     FLOW_VISION,
@@ -34,10 +34,10 @@ from janus.training.other_models import (
     take_backbone,
 )
 from janus.training.parts import AnyModel, start_from_codebook
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Start
+from janus.training.recipe.architecture import Architecture, parse_architecture
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Start
 from janus.training.vq_files import is_vq, load_vq, read_vq_config
-from janus.training.weigh import DTYPES
 from janus.training.worlds.shapes.processor import write_processor
 from janus.weights.config_files import format_config, parse_config, read_config
 from janus.weights.hub import find

@@ -13,7 +13,7 @@ from janus.config import VQConfig
 from janus.files import write_whole
 from janus.models.janus import Janus
 from janus.models.vq import VQ
-from janus.training.architecture import parse_architecture, render_architecture
+from janus.training.recipe.architecture import parse_architecture, render_architecture
 from janus.weights.write import write_tensors
 
 VQ_WEIGHTS, VQ_SIZES = "vq.safetensors", "vq.json"

@@ -22,15 +22,15 @@ from janus.models.vae import VAE
 from janus.models.vq import VQ
 from janus.processing.image import load_picture, square_picture, to_signed_pixels
 from janus.training import checkpoint
-from janus.training.architecture import render_architecture
+from janus.training.costs.flops import reconstruction_flop
 from janus.training.ema import EMA
 from janus.training.feed import Drawings, pictures
-from janus.training.flops import reconstruction_flop
 from janus.training.log import RunLog
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import Ranks
 from janus.training.parts import freeze
-from janus.training.recipe import Recipe
+from janus.training.recipe.architecture import render_architecture
+from janus.training.recipe.recipe import Recipe
 from janus.training.run import (
     CHECKPOINTS,
     check_pictures,

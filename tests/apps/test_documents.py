@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from janus.apps.cli import build_parser
-from janus.training.recipe_file import shipped
+from janus.training.recipe.file import shipped
 
 REPOSITORY = Path(__file__).parents[2]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]

@@ -8,7 +8,7 @@ from PIL import Image
 
 from janus.training import train
 from janus.training.log import read_log
-from janus.training.recipe import Recipe
+from janus.training.recipe.recipe import Recipe
 
 OF_THE_CLOCK = {"tokens_per_second", "share_of_peak", "memory"}
 

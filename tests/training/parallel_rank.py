@@ -15,6 +15,7 @@ from torch import Tensor
 
 from janus.models.janus import Janus
 from janus.training import checkpoint
+from janus.training.costs.weigh import checkpoint_blocks
 from janus.training.data.packing import Batch
 from janus.training.ema import EMA
 from janus.training.objectives import Objective, Sums, total
@@ -31,10 +32,9 @@ from janus.training.parallel import (
     whole,
 )
 from janus.training.parts import STAGE_1, freeze, trained
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Parallel
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Parallel
 from janus.training.run import learning, tensors
-from janus.training.weigh import checkpoint_blocks
 
 KINDS = {
     "ddp": {"parallel": Parallel(kind="ddp")},

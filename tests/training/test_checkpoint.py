@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from janus.training import checkpoint
 from janus.training.checkpoint import newest, optimizer_tensors, random_state, save, set_random_state
 from janus.training.parallel import Ranks
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Data, Optimizer, Parallel, Source, Start
-from janus.training.recipe_watch import Checkpoints, Log
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Data, Optimizer, Parallel, Source, Start
+from janus.training.recipe.watch import Checkpoints, Log
 
 ALONE = Ranks(torch.device("cpu"))
 Write = Callable[..., Path]

@@ -19,7 +19,7 @@ from janus.training.data.mixture import Mixture, Part
 from janus.training.data.rows import Conversation, Drawing
 from janus.training.data.sources import JsonLines, Table
 from janus.training.feed import Drawings, open_described, parts_of, squares
-from janus.training.recipe_sections import Columns, Data, Ratio, Source
+from janus.training.recipe.sections import Columns, Data, Ratio, Source
 from janus.training.worlds import shapes
 
 

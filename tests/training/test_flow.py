@@ -33,8 +33,8 @@ from janus.training.flow import (
 )
 from janus.training.objectives import Sums, count, figures, total
 from janus.training.parts import FLOW_STAGE_2, FLOW_STAGE_3, freeze, remove_alignment, trained
-from janus.training.recipe_learning import FlowLearning
-from janus.training.recipe_sections import LossWeights
+from janus.training.recipe.learning import FlowLearning
+from janus.training.recipe.sections import LossWeights
 
 LENGTH, TOKENS, AFTER = 110, 16, 2
 SETTINGS = FlowLearning(aligned_after=AFTER)

@@ -17,16 +17,16 @@ from helpers.runs import quietly, records
 from janus.models.janusflow import JanusFlow
 from janus.training import train
 from janus.training.checkpoint import newest
-from janus.training.dry_run import dry_run, longest_batch
+from janus.training.costs.dry_run import dry_run, longest_batch
+from janus.training.costs.longest import longest_row
 from janus.training.flow import alignment_of
 from janus.training.log import read_log
-from janus.training.longest import longest_row
 from janus.training.objectives import count
 from janus.training.parallel import Ranks
 from janus.training.parts import trained
-from janus.training.recipe import Recipe
-from janus.training.recipe_file import dump, read_recipe
-from janus.training.recipe_sections import KINDS, Data, LoRA, LossWeights, Ratio, Source, Start
+from janus.training.recipe.file import dump, read_recipe
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import KINDS, Data, LoRA, LossWeights, Ratio, Source, Start
 from janus.training.run import begin
 from janus.training.start import start_janus, start_processor
 from janus.weights.hub import SHAPES

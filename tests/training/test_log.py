@@ -24,7 +24,7 @@ from janus.training.log import (
     progress_line,
     read_log,
 )
-from janus.training.recipe_watch import Log, PictureAsked
+from janus.training.recipe.watch import Log, PictureAsked
 from janus.training.worlds import shapes
 
 

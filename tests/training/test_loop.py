@@ -27,10 +27,10 @@ from janus.training.checkpoint import newest
 from janus.training.log import read_log
 from janus.training.parallel import Ranks
 from janus.training.prepare import Purpose, tokenize_drawings
-from janus.training.recipe import Recipe
-from janus.training.recipe_file import read_recipe
-from janus.training.recipe_sections import LossWeights, Source
-from janus.training.recipe_watch import Evaluation
+from janus.training.recipe.file import read_recipe
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import LossWeights, Source
+from janus.training.recipe.watch import Evaluation
 from janus.training.run import begin, check_finite
 from janus.weights.processor_config import read_generation_defaults
 

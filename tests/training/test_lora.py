@@ -15,8 +15,8 @@ from janus.training import train
 from janus.training.blocks import checkpoint_blocks
 from janus.training.lora import adapted, add_adapters, load_adapters, merge_adapters, save_adapters
 from janus.training.parts import freeze, trained
-from janus.training.recipe_file import parse_recipe
-from janus.training.recipe_sections import LoRA
+from janus.training.recipe.file import parse_recipe
+from janus.training.recipe.sections import LoRA
 
 peft = pytest.importorskip("peft")
 SETTINGS = LoRA(rank=3, alpha=6)

@@ -14,7 +14,7 @@ from janus.training.data.outline import IGNORE
 from janus.training.data.packing import Batch, pack, pad
 from janus.training.objectives import Objective, assemble, count, encode, sums, total
 from janus.training.parts import STAGE_3, freeze, trained
-from janus.training.recipe_sections import LossWeights
+from janus.training.recipe.sections import LossWeights
 
 LENGTH = 130
 Make = Callable[[str, int], Example]

@@ -11,7 +11,7 @@ from janus.training.flow import add_alignment
 from janus.training.muon import Muon, orthogonal
 from janus.training.optimizer import Together, begin_states, block_matrices, build_optimizer, kinds_of
 from janus.training.parts import STAGE_1, STAGE_3, freeze, trained
-from janus.training.recipe_sections import Optimizer
+from janus.training.recipe.sections import Optimizer
 
 
 @pytest.fixture

@@ -16,8 +16,8 @@ from janus.training.data.example import Example
 from janus.training.data.packing import pad
 from janus.training.parallel import Ranks, clip, mesh_shape, ranks, rows_of
 from janus.training.parts import STAGE_1, STAGE_3
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Data, Optimizer, Parallel, Source, Start
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Data, Optimizer, Parallel, Source, Start
 from janus.training.run import begin
 
 PROGRAM = Path(__file__).with_name("parallel_rank.py")

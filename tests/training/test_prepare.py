@@ -17,9 +17,9 @@ from janus.training.data.rejects import read_rejects
 from janus.training.data.rows import Drawing
 from janus.training.data.sources import JsonLines
 from janus.training.prepare import Purpose, check_file, tokenize_drawings
-from janus.training.recipe import Recipe
-from janus.training.recipe_file import dump
-from janus.training.recipe_sections import Data, Optimizer, Ratio, Source, Start
+from janus.training.recipe.file import dump
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Data, Optimizer, Ratio, Source, Start
 from janus.training.vq_files import save_vq
 
 CPU = torch.device("cpu")

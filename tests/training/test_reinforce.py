@@ -18,9 +18,9 @@ from janus.models.janus import Janus
 from janus.pipeline import Pipeline
 from janus.training.objectives import sums
 from janus.training.parallel import Ranks
-from janus.training.recipe import Recipe
-from janus.training.recipe_file import read_recipe
-from janus.training.recipe_learning import Reinforcement
+from janus.training.recipe.file import read_recipe
+from janus.training.recipe.learning import Reinforcement
+from janus.training.recipe.recipe import Recipe
 from janus.training.reinforce import check_rollouts, draw, group_advantages, judge, rollout, tasks
 from janus.training.run import Run, begin
 from janus.training.worlds import shapes

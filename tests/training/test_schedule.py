@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from janus.training.recipe_sections import Schedule
+from janus.training.recipe.sections import Schedule
 from janus.training.schedule import factor
 
 

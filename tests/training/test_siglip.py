@@ -18,19 +18,19 @@ import janus
 from helpers.runs import quietly, records, write_rows
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
-from janus.training.dry_run import dry_run
+from janus.training.costs.dry_run import dry_run
+from janus.training.costs.flops import contrast_cost
+from janus.training.costs.live_bytes import LiveBytes
+from janus.training.costs.weigh import run as run_weighed
+from janus.training.costs.weigh import weigh_contrast
 from janus.training.feed import Drawings
-from janus.training.flops import contrast_cost
-from janus.training.live_bytes import LiveBytes
 from janus.training.parallel import Ranks
 from janus.training.parts import ALIGNMENT, freeze
-from janus.training.recipe import Recipe
-from janus.training.recipe_file import read_recipe
+from janus.training.recipe.file import read_recipe
+from janus.training.recipe.recipe import Recipe
 from janus.training.run import begin
 from janus.training.siglip import ContrastObjective, Pairs, add_contrast, fitting, prompts_in
 from janus.training.siglip_loop import compare
-from janus.training.weigh import run as run_weighed
-from janus.training.weigh import weigh_contrast
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.sampling import DRAWN_CATEGORIES
 from janus.training.worlds.shapes.scene import Meaning

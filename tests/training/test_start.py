@@ -19,8 +19,8 @@ from janus.models.janusflow import JanusFlow
 from janus.models.vq import VQ
 from janus.processing.processor import Processor
 from janus.training.other_models import FLOW_VISION, LANGUAGE, VISION, fill_part
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import Data, Optimizer, Ratio, Source, Start
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Data, Optimizer, Ratio, Source, Start
 from janus.training.start import (
     blank,
     describe,

@@ -15,16 +15,16 @@ from torch import Tensor, nn
 from helpers.runs import quietly, records, whole_log, write_rows
 from janus.models.vae import SDXL, VAE, LatentDistribution, VAEConfig
 from janus.training.checkpoint import newest
-from janus.training.dry_run import dry_run
-from janus.training.live_bytes import LiveBytes
-from janus.training.memory import estimate_memory
+from janus.training.costs.dry_run import dry_run
+from janus.training.costs.live_bytes import LiveBytes
+from janus.training.costs.memory import estimate_memory
+from janus.training.costs.weigh import run as weigh_run
+from janus.training.costs.weigh import weigh_vae
 from janus.training.parts import VAE_PARTS, freeze, parameters, trained
-from janus.training.recipe import Recipe
-from janus.training.recipe_file import dump, parse_recipe, read_recipe
+from janus.training.recipe.file import dump, parse_recipe, read_recipe
+from janus.training.recipe.recipe import Recipe
 from janus.training.vae import VAEState, VAETraining, divergence, scaled, there_and_back, vae_losses, vae_step
 from janus.training.vq import reconstruction_loss, total
-from janus.training.weigh import run as weigh_run
-from janus.training.weigh import weigh_vae
 from janus.weights.vae import load_vae
 
 CONFIG = replace(SDXL, channels=(8, 16), residual_blocks=1, groups=4, scaling_factor=1.0)

@@ -12,8 +12,8 @@ from PIL import Image
 from helpers.runs import quietly, records, whole_log, write_rows
 from janus.training import train
 from janus.training.checkpoint import newest
-from janus.training.recipe import Recipe
-from janus.training.recipe_file import dump, read_recipe
+from janus.training.recipe.file import dump, read_recipe
+from janus.training.recipe.recipe import Recipe
 from janus.training.vq_files import load_vq
 
 # Runs are stopped before all of their phases have come, and say so.

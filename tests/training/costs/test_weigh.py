@@ -13,17 +13,10 @@ from torch.autograd.graph import saved_tensors_hooks
 from janus.config import PRESETS, JanusConfig
 from janus.models.janus import Janus
 from janus.models.vq import VQ
-from janus.training.data.packing import Batch
-from janus.training.dry_run import longest_batch
-from janus.training.live_bytes import LiveBytes
-from janus.training.longest import Row, fake_batch, longest_row, rows_loss
-from janus.training.objectives import Sums, sums
-from janus.training.parts import STAGE_1, STAGE_2, STAGE_3, VQ_PARTS, freeze, trained
-from janus.training.recipe import Recipe
-from janus.training.recipe_fields import build
-from janus.training.recipe_sections import Kind
-from janus.training.vq import VQState, code, total, vq_losses
-from janus.training.weigh import (
+from janus.training.costs.dry_run import longest_batch
+from janus.training.costs.live_bytes import LiveBytes
+from janus.training.costs.longest import Row, fake_batch, longest_row, rows_loss
+from janus.training.costs.weigh import (
     DTYPES,
     checkpoint_blocks,
     precision,
@@ -32,6 +25,13 @@ from janus.training.weigh import (
     weigh_tokenizing,
     weigh_vq,
 )
+from janus.training.data.packing import Batch
+from janus.training.objectives import Sums, sums
+from janus.training.parts import STAGE_1, STAGE_2, STAGE_3, VQ_PARTS, freeze, trained
+from janus.training.recipe.fields import build
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Kind
+from janus.training.vq import VQState, code, total, vq_losses
 
 LENGTH = 80
 

@@ -12,15 +12,15 @@ from torch import Tensor
 from janus.config import PRESETS, JanusConfig
 from janus.inference.cache import StaticCache
 from janus.models.janus import Janus
+from janus.training.costs.longest import Row, longest_row
+from janus.training.costs.memory import GIB, Memory, Part, estimate_memory, format_memory
+from janus.training.costs.weigh import DTYPES, weigh, weigh_tokenizing, weigh_vq
 from janus.training.data.packing import Batch
-from janus.training.longest import Row, longest_row
-from janus.training.memory import GIB, Memory, Part, estimate_memory, format_memory
 from janus.training.optimizer import build_optimizer
 from janus.training.parts import PARTS, STAGE_3, VQ_PARTS, freeze, parameters
-from janus.training.recipe import Recipe
-from janus.training.recipe_fields import build
+from janus.training.recipe.fields import build
+from janus.training.recipe.recipe import Recipe
 from janus.training.vq import VQState
-from janus.training.weigh import DTYPES, weigh, weigh_tokenizing, weigh_vq
 from janus.weights.load import empty_model
 
 

@@ -12,21 +12,21 @@ from janus.models.janusflow import JanusFlow
 from janus.models.uvit import ConvNeXtBlock
 from janus.models.vae import SDXL, VAE
 from janus.processing.processor import Processor
-from janus.training import flops
 from janus.training.blocks import checkpoint_blocks
+from janus.training.costs import flops
+from janus.training.costs.dry_run import longest_batch
+from janus.training.costs.flops import Counts, encoding_flop, flow_cost, reconstruction_flop
+from janus.training.costs.live_bytes import LiveBytes
+from janus.training.costs.longest import Row, fake_batch, longest_row, rows_loss
+from janus.training.costs.memory import estimate_memory
+from janus.training.costs.weigh import DTYPES, run, weigh, weigh_encoding
 from janus.training.data.outline import Geometry
-from janus.training.dry_run import longest_batch
-from janus.training.flops import Counts, encoding_flop, flow_cost, reconstruction_flop
 from janus.training.flow import FlowObjective, attach_alignment, with_latents
-from janus.training.live_bytes import LiveBytes
-from janus.training.longest import Row, fake_batch, longest_row, rows_loss
-from janus.training.memory import estimate_memory
 from janus.training.parts import FLOW_PARTS, FLOW_STAGE_1, FLOW_STAGE_2, FLOW_STAGE_3, freeze, parameters
-from janus.training.recipe import Recipe
-from janus.training.recipe_fields import build
-from janus.training.recipe_learning import FlowLearning
-from janus.training.recipe_sections import Kind
-from janus.training.weigh import DTYPES, run, weigh, weigh_encoding
+from janus.training.recipe.fields import build
+from janus.training.recipe.learning import FlowLearning
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import Kind
 from janus.weights.load import empty_model
 
 LENGTH, ROWS, AFTER = 80, 2, 2

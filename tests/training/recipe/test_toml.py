@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from janus.training.recipe_fields import Path
-from janus.training.recipe_toml import key_lines, write_toml
+from janus.training.recipe.fields import Path
+from janus.training.recipe.toml import key_lines, write_toml
 
 EVERY_FORM = '''# a comment with = and [brackets]
 task = "janus" # and another = one

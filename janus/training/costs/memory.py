@@ -20,16 +20,8 @@ from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
 from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
-from janus.training.architecture import Architecture
-from janus.training.data.outline import Geometry
-from janus.training.log import GIB
-from janus.training.longest import longest_row, rows_loss
-from janus.training.optimizer import block_matrices
-from janus.training.parallel import rows_of
-from janus.training.parts import freeze, parameters, trained
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import KINDS, Kind
-from janus.training.weigh import (
+from janus.training.costs.longest import longest_row, rows_loss
+from janus.training.costs.weigh import (
     DTYPES,
     Loss,
     Weighed,
@@ -44,6 +36,14 @@ from janus.training.weigh import (
     weigh_vae,
     weigh_vq,
 )
+from janus.training.data.outline import Geometry
+from janus.training.log import GIB
+from janus.training.optimizer import block_matrices
+from janus.training.parallel import rows_of
+from janus.training.parts import freeze, parameters, trained
+from janus.training.recipe.architecture import Architecture
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import KINDS, Kind
 from janus.weights.vae import empty_vae
 
 PROMPTED = 64  # tokens of a prompt to draw, as long as captions are

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from janus.config import FLOW_PRESETS, PRESETS
 from janus.training.parts import FLOW_PARTS, FLOW_STAGE_3, PARTS, STAGE_2, VAE_PARTS, VQ_PARTS
-from janus.training.recipe import Recipe, differences
-from janus.training.recipe_fields import RecipeError, Section, build
-from janus.training.recipe_file import dump, parse_recipe
-from janus.training.recipe_learning import VAELearning, VQLearning
-from janus.training.recipe_sections import (
+from janus.training.recipe.fields import RecipeError, Section, build
+from janus.training.recipe.file import dump, parse_recipe
+from janus.training.recipe.learning import VAELearning, VQLearning
+from janus.training.recipe.recipe import Recipe, differences
+from janus.training.recipe.sections import (
     KINDS,
     Data,
     Optimizer,

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING
 
 from janus.config import JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
-from janus.training.recipe_fields import RecipeError, show
-from janus.training.recipe_learning import VQLearning
-from janus.training.recipe_sections import BACKBONE, Data, LoRA, LossWeights
-from janus.training.recipe_watch import PictureAsked
+from janus.training.recipe.fields import RecipeError, show
+from janus.training.recipe.learning import VQLearning
+from janus.training.recipe.sections import BACKBONE, Data, LoRA, LossWeights
+from janus.training.recipe.watch import PictureAsked
 
 if TYPE_CHECKING:
-    from janus.training.recipe import Recipe
+    from janus.training.recipe.recipe import Recipe
 
 TOWERS = ("vision", "embed", "language")  # the parts that SigLIP's loss reaches
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from janus.training.recipe_fields import RecipeError, Section, number, show
-from janus.training.recipe_sections import Source
+from janus.training.recipe.fields import RecipeError, Section, number, show
+from janus.training.recipe.sections import Source
 
 SCENES = 8
 

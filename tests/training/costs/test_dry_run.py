@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from janus.models.janus import Janus
-from janus.training import dry_run as module
+from janus.training.costs import dry_run as module
+from janus.training.costs.dry_run import dry_run, longest_batch
+from janus.training.costs.longest import longest_row
 from janus.training.data.outline import IGNORE
-from janus.training.dry_run import dry_run, longest_batch
-from janus.training.longest import longest_row
 from janus.training.objectives import count, encode, sums
-from janus.training.recipe import Recipe
-from janus.training.recipe_learning import VQLearning
-from janus.training.recipe_sections import KINDS, Data, Optimizer, Ratio, Source, Start
+from janus.training.recipe.learning import VQLearning
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import KINDS, Data, Optimizer, Ratio, Source, Start
 
 LENGTH = 100
 

@@ -16,7 +16,7 @@ from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE, VAEConfig
 from janus.training.data.outline import Geometry
 from janus.training.parts import FLOW_STAGE_1, FLOW_STAGE_2, FLOW_STAGE_3, STAGE_1, STAGE_2, STAGE_3
-from janus.training.recipe_file import apply_override, dump, parse_recipe, read_recipe, shipped
+from janus.training.recipe.file import apply_override, dump, parse_recipe, read_recipe, shipped
 
 TOML = """\
 # a small recipe
@@ -479,7 +479,7 @@ def test_what_ships_reads_back_and_states_its_source(name: str) -> None:
     recipe = read_recipe(name)
     assert parse_recipe(dump(recipe), "dumped.toml") == recipe
     text = (
-        Path(sys.modules[read_recipe.__module__].__file__ or "").parent / "recipes" / f"{name}.toml"
+        Path(sys.modules[read_recipe.__module__].__file__ or "").parents[1] / "recipes" / f"{name}.toml"
     ).read_text()
     assert "# Source: " in text
     assert max(map(len, text.splitlines())) <= 118

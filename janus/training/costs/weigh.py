@@ -25,15 +25,15 @@ from janus.models.multimodal import MultimodalModel
 from janus.models.vae import VAE, VAEConfig
 from janus.models.vq import VQ
 from janus.training.blocks import checkpoint_blocks
+from janus.training.costs.live_bytes import LiveBytes
+from janus.training.costs.longest import Row, fake_batch, rows_loss
 from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
 from janus.training.flow import attach_alignment
-from janus.training.live_bytes import LiveBytes
-from janus.training.longest import Row, fake_batch, rows_loss
 from janus.training.parts import AnyModel, freeze, trained
-from janus.training.recipe import Recipe
-from janus.training.recipe_learning import FlowLearning
-from janus.training.recipe_sections import LoRA
+from janus.training.recipe.learning import FlowLearning
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import LoRA
 from janus.training.siglip import ContrastObjective, attach_contrast
 from janus.training.vae import VAEState, there_and_back, vae_losses
 from janus.training.vq import (

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml  # type: ignore[import-untyped]
 
-from janus.training.recipe_fields import Path
+from janus.training.recipe.fields import Path
 
 
 class _Loader(yaml.SafeLoader):

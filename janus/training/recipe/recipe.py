@@ -1,8 +1,8 @@
 """A recipe: all that decides what a run of training computes, as frozen data.
 
-Every section fits its own fields (`recipe_fields`; `recipe_sections`, `recipe_learning`, `recipe_watch`), and
-what they say together is checked by the recipe's task (`recipe_tasks`). Read from TOML or YAML, and written,
-in `recipe_file`. Numbers of the papers: `recipes/`.
+Every section fits its own fields (`fields`; `sections`, `learning`, `watch`), and what they say together is
+checked by the recipe's task (`tasks`). Read from TOML or YAML, and written, in `file`. Those that ship:
+`janus/training/recipes/`.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from janus.config import AnyConfig, JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
-from janus.training.architecture import render_architecture
 from janus.training.parts import FLOW_PARTS, PARTS, VAE_PARTS, VQ_PARTS, check_parts
-from janus.training.recipe_fields import NONE, RecipeError, Section, number
-from janus.training.recipe_learning import FlowLearning, Reinforcement, VAELearning, VQLearning
-from janus.training.recipe_sections import (
+from janus.training.recipe.architecture import render_architecture
+from janus.training.recipe.fields import NONE, RecipeError, Section, number
+from janus.training.recipe.learning import FlowLearning, Reinforcement, VAELearning, VQLearning
+from janus.training.recipe.sections import (
     Data,
     LoRA,
     LossWeights,
@@ -27,8 +27,8 @@ from janus.training.recipe_sections import (
     Schedule,
     Start,
 )
-from janus.training.recipe_tasks import check_autoencoder, check_janus, check_siglip
-from janus.training.recipe_watch import Checkpoints, Defaults, Evaluation, Log
+from janus.training.recipe.tasks import check_autoencoder, check_janus, check_siglip
+from janus.training.recipe.watch import Checkpoints, Defaults, Evaluation, Log
 
 if TYPE_CHECKING:
     from janus.training.vae import VAETraining

@@ -7,8 +7,8 @@ import pytest
 
 from janus.config import FLOW_PRESETS, PRESETS, JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import SDXL, VAEConfig
-from janus.training.architecture import parse_architecture, render_architecture
-from janus.training.recipe_fields import RecipeError
+from janus.training.recipe.architecture import parse_architecture, render_architecture
+from janus.training.recipe.fields import RecipeError
 
 PRO = PRESETS["Janus-Pro-1B"]
 SMALL: dict[str, Any] = {

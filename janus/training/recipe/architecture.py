@@ -25,7 +25,7 @@ from janus.config import (
     VQConfig,
 )
 from janus.models.vae import SDXL, VAEConfig
-from janus.training.recipe_fields import RecipeError, UnknownKey, annotated, describe, fit, show, unknown
+from janus.training.recipe.fields import RecipeError, UnknownKey, annotated, describe, fit, show, unknown
 
 PARTS: dict[str, type] = {
     "vision": VisionConfig,

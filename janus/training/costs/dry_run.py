@@ -14,16 +14,16 @@ import torch
 from torch import Tensor
 
 from janus.config import AnyConfig, JanusFlowConfig
+from janus.training.costs.longest import Row, drawn_geometry, longest_row
+from janus.training.costs.memory import estimate_memory, format_memory
 from janus.training.data.outline import IGNORE, Geometry
 from janus.training.data.packing import PENDING, Batch
 from janus.training.log import GIB, duration, process_memory
-from janus.training.longest import Row, drawn_geometry, longest_row
 from janus.training.loop import learn
-from janus.training.memory import estimate_memory, format_memory
 from janus.training.objectives import Sums, total
 from janus.training.parallel import Ranks, ranks, rows_of
-from janus.training.recipe import Recipe
-from janus.training.recipe_sections import KINDS
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.sections import KINDS
 from janus.training.run import begin, takes_autoencoder
 from janus.training.siglip import Pairs
 from janus.training.siglip_loop import compare

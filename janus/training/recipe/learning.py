@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from janus.training.recipe_fields import RecipeError, Section, check_name, check_names, number, show
+from janus.training.recipe.fields import RecipeError, Section, check_name, check_names, number, show
 from janus.training.vq.discriminator import least_side
 from janus.training.worlds.shapes.sampling import CATEGORIES, COLORED
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS

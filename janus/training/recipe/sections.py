@@ -10,8 +10,8 @@ from typing import Literal
 
 from janus.config import JanusConfig, JanusFlowConfig, VQConfig
 from janus.models.vae import VAEConfig
-from janus.training.architecture import parse_architecture
-from janus.training.recipe_fields import RecipeError, Section, check_name, check_names, number, show
+from janus.training.recipe.architecture import parse_architecture
+from janus.training.recipe.fields import RecipeError, Section, check_name, check_names, number, show
 from janus.training.worlds.shapes.questions import TAUGHT_CATEGORIES
 from janus.training.worlds.shapes.sampling import DRAWN_CATEGORIES
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
@@ -26,7 +26,7 @@ class Start(Section):
     """What the weights are before the first step.
 
     Either `checkpoint`, the folder or hub id of a whole model; or an `architecture`, the name of a preset or
-    a table of sizes (`janus.training.architecture`), whose weights are random but for the parts that are
+    a table of sizes (`architecture`, beside this file), whose weights are random but for the parts that are
     given: `vision`, the name of a SigLIP of timm, `language`, a folder or hub id of Llama's safetensors,
     or for both a `backbone`, a folder or hub id of a Janus or JanusFlow that has them; `vq`, a folder of this
     library. (A `vq` may take the place of a checkpoint's, too.) `vae` is the folder or

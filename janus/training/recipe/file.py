@@ -15,11 +15,11 @@ from pathlib import Path as File
 from typing import Any
 
 from janus.checks import one_line
-from janus.training.recipe import Recipe
-from janus.training.recipe_fields import NONE, Path, RecipeError, UnknownKey, build, homes, show, spell
-from janus.training.recipe_toml import key_lines, write_toml
+from janus.training.recipe.fields import NONE, Path, RecipeError, UnknownKey, build, homes, show, spell
+from janus.training.recipe.recipe import Recipe
+from janus.training.recipe.toml import key_lines, write_toml
 
-FOLDER = File(__file__).parent / "recipes"
+FOLDER = File(__file__).parents[1] / "recipes"
 SUFFIXES = (".toml", ".yaml", ".yml")
 
 
@@ -111,7 +111,7 @@ def _read_yaml(text: str, where: str) -> tuple[dict[str, Any], Mapping[Path, int
         import yaml  # type: ignore[import-untyped]
     except ImportError:
         raise ValueError(f"{where}: YAML needs pyyaml: pip install pyyaml, or write it as TOML") from None
-    from janus.training.recipe_yaml import read_yaml
+    from janus.training.recipe.yaml import read_yaml
 
     try:
         return read_yaml(text)

@@ -1,7 +1,7 @@
 """The longest rows that a recipe can meet, and the loss of them on tensors that have no memory.
 
-What `janus.training.objectives` and `flow` find out from a batch's values, of which such tensors have none,
-is told by the `Row` here; beyond that they allocate alike, which a test sees to.
+What `janus.training.objectives` and `janus.training.flow` find out from a batch's values, of which such
+tensors have none, is told by the `Row` here; beyond that they allocate alike, which a test sees to.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
 from janus.training.flow import alignment_of
 from janus.training.parts import AnyModel
-from janus.training.recipe_sections import Kind
+from janus.training.recipe.sections import Kind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,10 +10,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from janus.config import PRESETS, JanusConfig
 from janus.models.janus import Janus
 from janus.models.vq import VQ
-from janus.training.flops import Counts, cost, machine_rate, reconstruction_flop, tokenizing_flop
-from janus.training.longest import fake_batch, longest_row, rows_loss
+from janus.training.costs.flops import Counts, cost, machine_rate, reconstruction_flop, tokenizing_flop
+from janus.training.costs.longest import fake_batch, longest_row, rows_loss
 from janus.training.parts import STAGE_1, STAGE_2, STAGE_3, freeze
-from janus.training.recipe_sections import Kind
+from janus.training.recipe.sections import Kind
 
 LENGTH, ROWS = 80, 2
 TRAINED = {

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from janus.training.recipe_fields import Path
+from janus.training.recipe.fields import Path
 
 # What separates keys and values, comments included; and what a value that is neither table nor list can be.
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
