@@ -56,13 +56,15 @@ def require_place(file: Path, option: str, ending: str = "") -> None:
 
 
 def require_folder(folder: Path, remedy: str) -> None:
-    """Make a folder that files will be written to; ValueError for a file, OSError where that fails."""
+    """Make a folder that files will be written to; ValueError for a file, OSError where they cannot be."""
     if folder.is_file():
         raise ValueError(f"{folder} is a file: {remedy}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise type(error)(f"{shortened(folder)} cannot be made ({_reason(error)}): {remedy}") from error
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(f"{shortened(folder)} cannot be written to: {remedy}")
 
 
 def require_picture(picture: str | Path, where: str = "") -> None:

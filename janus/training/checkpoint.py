@@ -47,6 +47,7 @@ HARMLESS = (
     "activation_checkpointing",
     "compile",
     "data.workers",
+    "data.unreadable",
 )
 
 
@@ -112,16 +113,22 @@ def newest(root: Path) -> Checkpoint | None:
         (int(match[1]), folder) for folder in root.glob("step-*") if (match := NAME.fullmatch(folder.name))
     ]
     for step, folder in sorted(found, reverse=True):
-        try:
-            ranks = json.loads((folder / STATE).read_bytes())["ranks"]
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-        if type(ranks) is not int or ranks < 1:
-            continue
-        names = [TENSORS, SHARED, RECIPE, *map(_rank_file, range(ranks))]
-        if all((folder / name).is_file() for name in names):
+        ranks = _writers(folder)
+        if ranks is not None:
             return Checkpoint(folder, step, ranks)
     return None
+
+
+def _writers(folder: Path) -> int | None:
+    """How many processes wrote a checkpoint; None where any of it is missing."""
+    try:
+        ranks = json.loads((folder / STATE).read_bytes())["ranks"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    if type(ranks) is not int or ranks < 1:
+        return None
+    names = [TENSORS, SHARED, RECIPE, *map(_rank_file, range(ranks))]
+    return ranks if all((folder / name).is_file() for name in names) else None
 
 
 def save(
@@ -138,6 +145,7 @@ def save(
     """Write a checkpoint, together with all other processes, and remove all but the newest `keep`.
 
     `shared` and `own` hold tensors, numbers, texts, lists and tables; of `shared`, the first process's count.
+    Raises OSError where it cannot be written; those before it stay.
     """
     final = root / f"step-{step:08d}"
     unfinished = final.with_name(final.name + UNFINISHED)
@@ -148,7 +156,13 @@ def save(
     place.wait()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        dcp.save(dict(tensors), checkpoint_id=unfinished)
+        try:
+            dcp.save(dict(tensors), checkpoint_id=unfinished)
+        except CheckpointException as error:  # which is no Exception
+            raise OSError(
+                f"{final} cannot be written ({one_line(_cause(error))}): make room there, and give the same "
+                "command again; the checkpoints before it are whole"
+            ) from error
     _write(unfinished / _rank_file(place.rank), own)
     if place.first:
         _write(unfinished / SHARED, shared)
@@ -172,9 +186,10 @@ def _publish(unfinished: Path, final: Path) -> None:
 
 
 def _remove_old(root: Path, keep: int) -> None:
+    """Of the complete ones: what is damaged may be of a later step than those that can be gone on from."""
     named = ((NAME.fullmatch(folder.name), folder) for folder in root.glob("step-*"))
-    finished = sorted((int(name[1]), folder) for name, folder in named if name)
-    for _, folder in finished[:-keep]:
+    complete = sorted((int(name[1]), folder) for name, folder in named if name and _writers(folder))
+    for _, folder in complete[:-keep]:
         _remove(folder)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from janus.devices import resolve_device
+from janus.files import require_folder
 from janus.inference.ranks import meet, own_device, several
 
 
@@ -28,8 +29,8 @@ def train(
 
     read = read_recipe(recipe, overrides)
     folder = Path("runs", Path(recipe).stem) if out is None else out
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{folder} is a file: give a folder with --out")
+    if not dry:
+        require_folder(folder, "give a folder with --out")
     if several():  # the group is the whole command's: whoever fails must not leave the others waiting
         meet(device)
     try:

@@ -50,11 +50,14 @@ def build_evaluator(run: Run) -> Evaluator | None:
         guard=Guard(recipe.data.sequence_length, recipe.data.overlong),
         geometry=run.geometry,
         prompt_dropout=0.0,
+        unreadable=recipe.data.unreadable,
     )
     # Of another seed than the training's: worlds without end then show what was never trained on.
     mixture = Mixture(parts, seed=recipe.seed + 1, rank=place.rank, ranks=place.size)
-    rows = min(run.loader.rows, max(1, settings.examples // place.size))
-    most = max(1, settings.examples // (rows * place.size))
+    sizes = [part.source.size for part in parts]
+    held = settings.examples if None in sizes else min(settings.examples, sum(filter(None, sizes)))
+    rows = min(run.loader.rows, max(1, held // place.size))
+    most = max(1, held // (rows * place.size))
 
     def loader() -> Loader:
         return Loader(mixture, builder, rows=rows, length=recipe.data.sequence_length, packed=False)

@@ -22,7 +22,7 @@ from janus.models.vae import VAE
 from janus.models.vq import VQ
 from janus.processing.image import load_picture, square_picture, to_signed_pixels
 from janus.processing.processor import Processor
-from janus.training.data.documents import Builder, Crop, crop_at
+from janus.training.data.documents import ATTEMPTS, Builder, Crop, Unreadable, crop_at
 from janus.training.data.limits import Guard
 from janus.training.data.loader import Loader, Places
 from janus.training.data.mixture import Draw, Mixture, Part, Source
@@ -61,6 +61,7 @@ def documents(
         geometry=geometry,
         prompt_dropout=recipe.data.prompt_dropout,
         crop=recipe.data.crop,
+        unreadable=recipe.data.unreadable,
     )
     parts = parts_of(recipe.data, side=model.config.picture_size, vq=vq_of(model), geometry=geometry)
     return Loader(
@@ -107,7 +108,7 @@ def open_described(
     if source.dataset is not None:
         named = {} if source.columns is None else vars(source.columns)
         columns = {key: column for key, column in named.items() if column is not None}
-        return hugging_face(source.dataset, split=source.split, columns=columns)
+        return hugging_face(source.dataset, split=source.split, columns=columns, task=source.task)
     if source.task == "text":
         return World(_shapes_text, "shapes (text)")
     if side < LEAST_SIDE:
@@ -178,37 +179,61 @@ def _conversation(turns: Sequence[tuple[str, str]], picture: Any = None) -> Mapp
 
 
 class Drawings(Generic[Read]):
-    """Endless batches of what `read` makes of so many drawings' rows; resumed as a `Loader` is."""
+    """Endless batches of what `read` makes of so many drawings' rows; resumed as a `Loader` is.
+
+    In the place of a row that is `unreadable` comes another, where such rows are dropped.
+    """
 
     def __init__(
-        self, mixture: Mixture, read: Callable[[Sequence[Drawn]], Read], *, rows: int, workers: int = 0
+        self,
+        mixture: Mixture,
+        read: Callable[[Sequence[Drawn]], Read],
+        *,
+        rows: int,
+        workers: int = 0,
+        unreadable: Unreadable = "error",
     ) -> None:
         self.mixture, self.read, self.rows, self.workers = mixture, read, rows, workers
+        self.unreadable = unreadable
         self.place = 0
+        self.dropped = 0
 
     def __iter__(self) -> Iterator[Read]:
         reads: DataLoader[Any] = DataLoader(
-            _Batches(self.mixture, self.read),
+            _Batches(self.mixture, self.read, self.unreadable),
             batch_size=None,
             sampler=Places(self.place, self.rows),
             num_workers=self.workers,
             collate_fn=_unchanged,
             generator=torch.Generator(),  # torch's default one is the training's: reading must not move it
         )
-        for batch, error in reads:
+        for batch, dropped, error in reads:
             if error is not None:
                 raise error
             self.place += self.rows
+            self.dropped += dropped
             yield batch
+
+    def left_out(self, place: Ranks) -> dict[str, float]:
+        """How many rows of all processes were `dropped` so far, for the log; nothing where none was."""
+        if self.unreadable == "error":
+            return {}
+        dropped = place.summed(torch.tensor(self.dropped, dtype=torch.float64))
+        return {"dropped": float(dropped)} if dropped else {}
 
     def state_dict(self) -> dict[str, Any]:
         """The place in the order, with what the order depends on; in the form of a `Loader`'s."""
-        return {"place": self.place, "dropped": 0, "cut": 0, "identity": self.mixture.identity()}
+        return {
+            "place": self.place,
+            "dropped": self.dropped,
+            "cut": 0,
+            "identity": self.mixture.identity(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a state was taken. Raises ValueError where it belongs to another order of rows."""
         self.mixture.check_identity(state["identity"])
-        self.place = state["place"]
+        self.place, self.dropped = state["place"], state["dropped"]
 
 
 def _unchanged(batch: Any) -> Any:
@@ -223,20 +248,44 @@ class Drawn:
     draw: Draw
 
 
-class _Batches(Dataset[tuple[Any, Exception | None]]):
-    """What is made of the drawings at given places, or the error to be raised in the main process."""
+class _Batches(Dataset[tuple[Any, int, Exception | None]]):
+    """What is made of the drawings at given places, and how many rows were dropped for it.
 
-    def __init__(self, mixture: Mixture, read: Callable[[Sequence[Drawn]], Any]) -> None:
-        self.mixture, self.read = mixture, read
+    Or the error to be raised in the main process.
+    """
 
-    def __getitem__(self, places: Sequence[int]) -> tuple[Any, Exception | None]:
+    def __init__(
+        self, mixture: Mixture, read: Callable[[Sequence[Drawn]], Any], unreadable: Unreadable
+    ) -> None:
+        self.mixture, self.read, self.unreadable = mixture, read, unreadable
+
+    def __getitem__(self, places: Sequence[int]) -> tuple[Any, int, Exception | None]:
         try:
-            return self.read([self._row(place) for place in places]), None
+            return self.read([self._row(self.mixture.draw(place)) for place in places]), 0, None
         except (ValueError, FileNotFoundError) as error:
-            return None, error
+            if self.unreadable == "error":
+                return None, 0, error
+        try:
+            found = [self._readable(place) for place in places]
+            return self.read([row for row, _ in found]), sum(dropped for _, dropped in found), None
+        except (ValueError, FileNotFoundError) as error:
+            return None, 0, error
 
-    def _row(self, place: int) -> Drawn:
-        draw = self.mixture.draw(place)
+    def _readable(self, place: int) -> tuple[Drawn, int]:
+        """The row at a place or, where it cannot be read, another of its source; and how many could not."""
+        draw = own = self.mixture.draw(place)
+        for attempt in range(ATTEMPTS):
+            try:
+                row = self._row(draw)
+                self.read([row])
+                return row, attempt
+            except (ValueError, FileNotFoundError) as error:
+                last = error
+                draw = self.mixture.instead(own, attempt + 1)
+        name = self.mixture.parts[own.part].source.name
+        raise ValueError(f"{name}: {ATTEMPTS} rows in turn cannot be read; of the last of them, {last}")
+
+    def _row(self, draw: Draw) -> Drawn:
         row = self.mixture.parts[draw.part].source.row(draw.index, draw.seed)
         if not isinstance(row, Drawing) or row.picture is None:
             raise ValueError(f"{row.where}: no prompt with an image, which is all that can be learned here")
@@ -270,6 +319,7 @@ def _drawings(
         read,
         rows=rows_of(recipe, place.size),
         workers=recipe.data.workers,
+        unreadable=recipe.data.unreadable,
     )
 
 

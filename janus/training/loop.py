@@ -124,16 +124,18 @@ def train_janus(
                     more |= dict(zip(("dropped", "cut"), lost, strict=True))
                 log.step({**found, **more}, tokens=int(tokens), flop=int(flop))
             with log.aside() if log else nullcontext():
-                if is_due(run.step, recipe.log.samples_every):
+                # Kept first: whatever is wrong with drawing, the steps are not lost.
+                if is_due(run.step, recipe.checkpoint.every, recipe.steps):
+                    keep(run)
+                if is_due(run.step, recipe.log.samples_every, recipe.steps):
                     with shown(run) as model:
                         if model is not None and log:
                             log.samples(*draw_and_ask(model, run.processor, recipe, vae=run.vae))
-                if evaluate is not None and recipe.evaluate and is_due(run.step, recipe.evaluate.every):
+                every = None if recipe.evaluate is None else recipe.evaluate.every
+                if evaluate is not None and is_due(run.step, every, recipe.steps):
                     scores = evaluate()
                     if log:
                         log.write(scores)
-                if is_due(run.step, recipe.checkpoint.every) or run.step == recipe.steps:
-                    keep(run)
     export(run)
 
 

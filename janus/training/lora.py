@@ -83,6 +83,7 @@ def _plain(layer: Any) -> nn.Module:
     down, up = layer.lora_A[NAME].weight.float(), layer.lora_B[NAME].weight.float()
     plain: nn.Module = copy.copy(base)  # which shares the table of parameters until it gets its own
     plain._parameters = dict(base._parameters)
+    plain.__dict__.pop("forward", None)  # its own, of `widen_linears`, would multiply by the weight of `base`
     total = base.weight.float() + up @ down * layer.scaling[NAME]
     plain.weight = nn.Parameter(total.to(base.weight.dtype), requires_grad=False)
     return plain

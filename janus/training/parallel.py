@@ -12,6 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -32,6 +33,8 @@ from janus.training.recipe.recipe import Recipe
 from janus.training.recipe.sections import Parallel
 from janus.training.siglip import ContrastObjective
 
+PATIENCE = timedelta(hours=12)  # that the others have while the first process draws, or writes a model
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -40,6 +43,7 @@ class Ranks:
     device: torch.device
     rank: int = 0
     size: int = 1
+    patient: distributed.ProcessGroup | None = None  # of all of them, for what takes longer than a collective
 
     @property
     def first(self) -> bool:
@@ -72,7 +76,7 @@ class Ranks:
     def wait(self) -> None:
         """Until all processes are here."""
         if self.size > 1:
-            distributed.barrier()
+            distributed.barrier(self.patient)
 
 
 @contextmanager
@@ -91,9 +95,10 @@ def ranks(device: str | torch.device | None = None) -> Iterator[Ranks]:
         sharing = int(os.environ.get("LOCAL_WORLD_SIZE", distributed.get_world_size()))
         most = max(1, (os.cpu_count() or 1) // sharing)
         torch.set_num_threads(min(torch.get_num_threads(), most))
-    yield Ranks(own, distributed.get_rank(), distributed.get_world_size())
-    if begun:  # after a failure others wait in a collective, which ends when this process does
-        distributed.destroy_process_group()
+    patient = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    yield Ranks(own, distributed.get_rank(), distributed.get_world_size(), patient)
+    # After a failure others wait in a collective, which ends when this process does.
+    distributed.destroy_process_group(None if begun else patient)
 
 
 def rows_of(recipe: Recipe, size: int) -> int:
@@ -135,7 +140,21 @@ def parallelize(
     if recipe.precision == "bfloat16":
         # (DDP compares a hook's annotations, and takes none that are texts.)
         wrapped.register_comm_hook(place, lambda state, bucket: _mean_in_float32(state, bucket))
+    _settle_buckets(wrapped, objective)
     return wrapped
+
+
+def _settle_buckets(wrapped: DistributedDataParallel, objective: nn.Module) -> None:
+    """Have DDP order its buckets for good, which it does after its first backward pass.
+
+    The last bits of sums over three processes and more depend on where in a bucket a number lies: a run that
+    goes on would take its first step in another order than the run that it continues.
+    """
+    learns = [weight for weight in objective.parameters() if weight.requires_grad]
+    setattr(objective, "forward", lambda: sum(weight.flatten()[0] for weight in reversed(learns)))  # noqa: B010
+    wrapped().backward()
+    del objective.forward  # that of its class is seen again
+    wrapped.zero_grad(set_to_none=True)
 
 
 def _mean_in_float32(place: Ranks, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
@@ -240,3 +259,17 @@ def gathered(model: AnyModel, place: Ranks) -> AnyModel | None:
         copy.language.tie()
         copy.files = model.files
     return copy
+
+
+def near(model: AnyModel, recipe: Recipe, place: Ranks) -> AnyModel:
+    """A model that was `gathered`, moved to the process's GPU at the precision that it computes in, to draw.
+
+    It stays on the CPU where a GPU's free memory is less than twice what it takes.
+    """
+    dtype = computing_dtype(recipe, place.device.type)
+    if place.device.type != "cuda":
+        return model
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(place.device)
+    takes = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize
+    return model.to(device=place.device, dtype=dtype) if free > 2 * takes else model

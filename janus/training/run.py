@@ -21,6 +21,7 @@ from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE
 from janus.pipeline import Pipeline
+from janus.processing.image import load_picture
 from janus.processing.processor import Processor
 from janus.training import checkpoint
 from janus.training.blocks import checkpoint_blocks, compile_blocks
@@ -30,6 +31,7 @@ from janus.training.costs.weigh import DTYPES, computing_dtype
 from janus.training.data.loader import Loader, reshard
 from janus.training.data.outline import Geometry
 from janus.training.data.packing import Batch
+from janus.training.data.rows import located
 from janus.training.ema import EMA
 from janus.training.feed import Drawings, documents, geometry_of, pairs
 from janus.training.flow import FlowObjective, add_alignment, with_latents
@@ -37,7 +39,7 @@ from janus.training.log import RunLog, process_memory
 from janus.training.lora import add_adapters, merge_adapters, save_adapters
 from janus.training.objectives import Objective, encode
 from janus.training.optimizer import build_optimizer
-from janus.training.parallel import Ranks, clip, gathered, is_split, parallelize
+from janus.training.parallel import Ranks, clip, gathered, is_split, near, parallelize
 from janus.training.parts import AnyModel, eval_mode, freeze, remove_alignment, trained
 from janus.training.recipe.learning import FlowLearning
 from janus.training.recipe.recipe import Recipe
@@ -99,7 +101,6 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     """
     check_pictures(recipe)
     check_rollouts(recipe, place)
-    torch.manual_seed((recipe.seed + place.rank) % 2**63)  # of what drops out numbers
     found = find_checkpoint(recipe, folder, place)
     if found is None:
         processor = _stating(start_processor(recipe.model), recipe)
@@ -152,6 +153,8 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     objective = parallelize(alone, recipe, place)
     optimizer = build_optimizer(model, recipe.optimizer, place.group)
     average = None if recipe.ema is None else EMA(model, recipe.ema)
+    # Of what drops out numbers. (What was random before had seeds of its own, which GPUs keep.)
+    torch.manual_seed((recipe.seed + place.rank) % 2**63)
     run = Run(recipe, folder, place, model, processor, objective, optimizer, average, loader, vae)
     if found is not None:
         found.load(tensors(model, optimizer, average))
@@ -180,9 +183,16 @@ def keep_autoencoder(run: Run) -> None:
 
 
 def check_pictures(recipe: Recipe) -> None:
-    """FileNotFoundError for a picture to be asked about that is not there: before the run, not in it."""
+    """FileNotFoundError or ValueError for a picture to be asked about that is not there, or none.
+
+    Before the run, and not in it.
+    """
     for asked in recipe.log.pictures:
         require_picture(asked.picture, "log.pictures: ")
+        try:
+            load_picture(asked.picture)
+        except ValueError as error:
+            raise located(error, "log.pictures") from error
 
 
 def find_checkpoint(recipe: Recipe, folder: Path, place: Ranks) -> Checkpoint | None:
@@ -240,6 +250,15 @@ def keep(run: Run) -> Path:
 
 @contextmanager
 def shown(run: Run) -> Iterator[AnyModel | None]:
+    """The model as `averaged` gives it, and where it draws: of one that is split, a copy."""
+    with averaged(run) as model:
+        if model is not None and is_split(run.recipe, run.place):
+            model = near(model, run.recipe, run.place)
+        yield model
+
+
+@contextmanager
+def averaged(run: Run) -> Iterator[AnyModel | None]:
     """The whole model with its averages, if any, for the first process; the others get None and wait.
 
     Nothing may be trained within it.
@@ -268,7 +287,7 @@ def export(run: Run) -> None:
     merged into it, and beside it by themselves, in a folder of their own.
     """
     settings = run.recipe.defaults
-    with shown(run) as model:
+    with averaged(run) as model:
         if model is not None:
             if run.recipe.lora is not None:
                 save_adapters(model, run.folder / ADAPTERS)
@@ -276,6 +295,8 @@ def export(run: Run) -> None:
             remove_alignment(model)
             model.save_pretrained(run.folder)
             if settings is not None and settings.is_choice:
+                if is_split(run.recipe, run.place):
+                    model = near(model, run.recipe, run.place)
                 choice = choose_defaults(
                     Pipeline(model, run.processor, vae=run.vae),
                     guidances=settings.guidances,
@@ -331,6 +352,6 @@ def open_log(
     return RunLog(folder, recipe.log, steps=recipe.steps, done=done, rate=rate, memory=memory, show=show)
 
 
-def is_due(step: int, every: int | None) -> bool:
-    """Whether something that is done `every` so many steps is done after this one."""
-    return every is not None and step % every == 0
+def is_due(step: int, every: int | None, steps: int) -> bool:
+    """Whether what is done `every` so many of all `steps`, and at their end, is done after this one."""
+    return every is not None and (step % every == 0 or step == steps)

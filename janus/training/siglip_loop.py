@@ -42,12 +42,15 @@ def train_siglip(
             held = pairs.count()
             counted = torch.tensor([held.tokens, costs.of(held)], dtype=torch.float64)
             loss, right, tokens, flop = place.summed(torch.cat((found.cpu().double(), counted))).tolist()
+            left_out = run.loader.left_out(place)
             if log:
                 figures = {"loss": loss / recipe.batch, "right": right / recipe.batch}
                 log.step(
-                    {**figures, "rate": rate, "norm": norm}, tokens=patches + int(tokens), flop=int(flop)
+                    {**figures, "rate": rate, "norm": norm, **left_out},
+                    tokens=patches + int(tokens),
+                    flop=int(flop),
                 )
-            if is_due(run.step, recipe.checkpoint.every) or run.step == recipe.steps:
+            if is_due(run.step, recipe.checkpoint.every, recipe.steps):
                 with log.aside() if log else nullcontext():
                     keep(run)
     export(run)

@@ -158,15 +158,17 @@ def train_vq(recipe: Recipe, folder: Path, place: Ranks, show: Callable[[str], o
 
             names = list(figures)
             means = place.summed(torch.stack([figures[name].float() for name in names])) / place.size
+            left_out = run.loader.left_out(place)
             if log:
-                log.step({**dict(zip(names, means, strict=True)), "rate": rate}, tokens=codes, flop=flop)
+                found = {**dict(zip(names, means, strict=True)), "rate": rate}
+                log.step(found | left_out, tokens=codes, flop=flop)
             with log.aside() if log else nullcontext():
-                if is_due(state.step, recipe.log.samples_every):
+                if is_due(state.step, recipe.checkpoint.every, recipe.steps):
+                    keep(run)
+                if is_due(state.step, recipe.log.samples_every, recipe.steps):
                     with shown(run):
                         if log:
                             show_reconstructions(run, log)
-                if is_due(state.step, recipe.checkpoint.every) or state.step == recipe.steps:
-                    keep(run)
     with shown(run):
         if place.first:
             write(run)

@@ -117,7 +117,12 @@ def test_a_dry_run_tells_and_writes_nothing(
             ["mine.toml", "lora.rank=4"],
             "learns as a whole, and by the adapters of lora: take it out of one of them",
         ),
+        (
+            ["mine.toml", "log.samples_every=1", 'log.pictures=[{picture = "rows.jsonl"}]'],
+            "log.pictures: rows.jsonl is not a picture",
+        ),
         (["mine.toml", "--out", "rows.jsonl"], "rows.jsonl is a file: give a folder with --out"),
+        (["mine.toml", "--out", "rows.jsonl/run"], "rows.jsonl/run cannot be made"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

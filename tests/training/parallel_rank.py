@@ -84,6 +84,19 @@ def one_step(recipe: Recipe, path: str, batches: list[Batch], place: Ranks) -> d
     }
 
 
+def twice_the_same(recipe: Recipe, path: str, batches: list[Batch], place: Ranks) -> bool:
+    """Whether what DDP makes of the same batches, of a step that changes nothing, is the same to the bit."""
+    model = Janus.from_pretrained(path, device="cpu", dtype=torch.float32)
+    freeze(model, recipe.train)
+    objective = parallelize(Objective(model), recipe, place)
+    found = []
+    for _ in range(2):
+        total(Sums(*objective(batches[place.rank])), recipe.loss, 1.0).backward()
+        found.append([weight.grad.clone() for weight in learning(model)])
+        objective.zero_grad(set_to_none=True)
+    return all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def mean_of_sixteen_bits(place: Ranks) -> Tensor:
     """The mean over processes of 1 and three times 2 ** -9, which bfloat16 loses beside it one by one."""
     own = torch.tensor([1.0 if place.first else 2.0**-9], dtype=torch.bfloat16)
@@ -101,6 +114,8 @@ def main(folder: Path, path: str) -> None:
     with ranks("cpu") as place:
         if place.size == 4:
             torch.save(mean_of_sixteen_bits(place), folder / f"mean-{place.rank}.pt")
+            same = twice_the_same(given["recipe"], path, given["batches"], place)
+            torch.save(same, folder / f"twice-{place.rank}.pt")
         for kind, changes in (KINDS if place.size == 2 else KINDS_OF_FOUR).items():
             recipe = replace(given["recipe"], **changes)
             ended = one_step(recipe, path, given["batches"], place)

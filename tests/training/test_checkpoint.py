@@ -78,6 +78,32 @@ def test_the_newest_stay_and_the_rest_goes(write: Write, tmp_path: Path) -> None
     assert newest(tmp_path).step == 10
 
 
+def test_what_is_damaged_does_not_take_the_place_of_what_can_be_gone_on_from(
+    write: Write, tmp_path: Path
+) -> None:
+    write(2, keep=1)
+    (write(8, keep=2) / "state.json").write_bytes(b"{")
+    write(4, keep=1)  # by a run that went on from step 2
+    assert newest(tmp_path).step == 4
+    assert not (tmp_path / "step-00000002").exists()
+
+
+def test_a_disk_that_is_full_is_told_and_what_was_kept_stays(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(2)
+    full = OSError(28, "No space left on device")
+    monkeypatch.setattr(
+        "torch.distributed.checkpoint.FileSystemWriter.write_data", lambda *_: (_ for _ in ()).throw(full)
+    )
+    with pytest.raises(
+        OSError, match=r"step-00000004 cannot be written .*No space left.*: make room"
+    ) as caught:
+        write(4)
+    assert "\n" not in str(caught.value)
+    assert newest(tmp_path).step == 2
+
+
 def test_the_newest_is_by_its_number_and_not_by_its_letters(write: Write, tmp_path: Path) -> None:
     for step in (99_999_999, 100_000_000):
         write(step, keep=1)

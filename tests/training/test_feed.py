@@ -19,6 +19,7 @@ from janus.training.data.mixture import Mixture, Part
 from janus.training.data.rows import Conversation, Drawing
 from janus.training.data.sources import JsonLines, Table
 from janus.training.feed import Drawings, open_described, parts_of, squares
+from janus.training.parallel import Ranks
 from janus.training.recipe.sections import Columns, Data, Ratio, Source
 from janus.training.worlds import shapes
 
@@ -153,7 +154,7 @@ def test_paths_and_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("janus.training.feed.hugging_face", hugging_face)
     described = Source(task="text", dataset="some/texts", split="test", columns=Columns(text="body"))
     assert isinstance(open_described(described, side=64), Table)
-    assert asked == [("some/texts", {"split": "test", "columns": {"text": "body"}})]
+    assert asked == [("some/texts", {"split": "test", "columns": {"text": "body"}, "task": "text"})]
 
 
 @pytest.fixture
@@ -213,6 +214,38 @@ def test_two_processes_share_the_pictures_out(rows: Path) -> None:
     assert len({*seen[0], *seen[1]}) == 6
     with pytest.raises(ValueError, match="the data's seed were 0 when the state was saved, and are 1"):
         pictures(rows, seed=1).load_state_dict(pictures(rows).state_dict())
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_pictures_that_cannot_be_read_make_way(workers: int, rows: Path) -> None:
+    """Other pictures of the file come, and are counted; all else is as it would have been."""
+    lines = rows.read_text().splitlines()
+    (rows.parent / "torn.png").write_bytes(b"\x89PNG")
+    lines[1] = json.dumps({"prompt": "torn", "image": "torn.png"})
+    rows.write_text("\n".join(lines))
+    read = partial(squares, size=8, crop="center")
+    mixed = Mixture([Part(JsonLines(rows), 1)], seed=0)
+    with pytest.raises(ValueError, match=r"torn\.png"):
+        list(islice(Drawings(mixed, read, rows=len(lines), workers=workers), 1))
+    one_by_one = Drawings(mixed, read, rows=1, unreadable="drop")
+    single = torch.cat(list(islice(one_by_one, len(lines))))
+    together = Drawings(mixed, read, rows=len(lines), workers=workers, unreadable="drop")
+    (batch,) = islice(together, 1)
+    assert torch.equal(batch, single)
+    assert together.dropped == one_by_one.dropped >= 1
+    assert together.left_out(Ranks(torch.device("cpu"))) == {"dropped": float(together.dropped)}
+    again = Drawings(mixed, read, rows=1, unreadable="drop")
+    again.load_state_dict(together.state_dict())
+    assert again.dropped == together.dropped
+
+    for line in range(len(lines)):
+        lines[line] = lines[1]
+    rows.write_text("\n".join(lines))
+    nothing = Drawings(Mixture([Part(JsonLines(rows), 1)], seed=0), read, rows=2, unreadable="drop")
+    with pytest.raises(
+        ValueError, match=r"100 rows in turn cannot be read; of the last of them, .*torn\.png"
+    ):
+        list(islice(nothing, 1))
 
 
 def test_rows_without_a_picture_are_told_with_their_line(rows: Path) -> None:

@@ -401,12 +401,12 @@ sources = [{{ task = "drawing", world = "shapes" }}, {{ task = "text", world = "
     shown.write_text(text)
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    train(shown, tmp_path / "run", overrides=["steps=4"], device="cpu", show=lambda line: None)
+    train(shown, tmp_path / "run", overrides=["steps=3"], device="cpu", show=lambda line: None)
     assert torch.equal(torch.get_rng_state(), state)
-    assert records(tmp_path / "run") == records(straight)[:4]
+    assert records(tmp_path / "run") == records(straight)[:3]
     logged = read_log(tmp_path / "run" / "log.jsonl")
     drawn = [record for record in logged if "drawn" in record]
-    assert [record["step"] for record in drawn] == [2, 4]
+    assert [record["step"] for record in drawn] == [2, 3]  # every second, and the last
     for record in drawn:
         assert [each["prompt"] for each in record["drawn"]] == ["a red circle", "a cat"]
         for each in record["drawn"]:
@@ -416,9 +416,29 @@ sources = [{{ task = "drawing", world = "shapes" }}, {{ task = "text", world = "
         assert all(Image.open(tmp_path / "run" / each["picture"]).size == (64, 64) for each in scenes)
         assert (asked["question"], type(asked["answer"])) == ("What is it?", str)
     held_out = [record for record in logged if "held_out_loss" in record]
-    assert [record["step"] for record in held_out] == [2, 4]
+    assert [record["step"] for record in held_out] == [2, 3]
     assert held_out[1]["held_out_loss"] < held_out[0]["held_out_loss"]
     assert set(held_out[0]) == {"step", "held_out_loss", "held_out_text_loss", "held_out_picture_loss"}
+
+
+def test_held_out_losses_are_of_each_row_once(file: Path, tmp_path: Path) -> None:
+    """However many examples are asked for: there are no more."""
+    rows = tmp_path / "held-out.jsonl"
+    rows.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in ("a", "two words", "three of them"))
+    )
+    evaluated, found = tmp_path / "evaluated.toml", []
+    for examples in (3, 4, 1000):
+        evaluated.write_text(f"""{file.read_text()}
+[evaluate]
+evaluator = "loss"
+examples = {examples}
+sources = [{{ task = "text", path = "{rows}" }}]
+""")
+        evaluate = evaluation.build_evaluator(begin(read_recipe(evaluated), tmp_path / "run", ALONE))
+        assert evaluate is not None
+        found.append(evaluate())
+    assert found[0] == found[1] == found[2]
 
 
 def test_scores_of_the_world_of_shapes(file: Path, tmp_path: Path) -> None:

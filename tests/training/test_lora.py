@@ -17,6 +17,7 @@ from janus.training.lora import adapted, add_adapters, load_adapters, merge_adap
 from janus.training.parts import freeze, trained
 from janus.training.recipe.file import parse_recipe
 from janus.training.recipe.sections import LoRA
+from janus.training.widen import widen_linears
 
 peft = pytest.importorskip("peft")
 SETTINGS = LoRA(rank=3, alpha=6)
@@ -139,6 +140,19 @@ def test_merged_they_are_part_of_the_weights(
     assert torch.equal(hidden(again), hidden(fresh))
     add_adapters(fresh, SETTINGS)  # a second time, of what the first has become
     assert torch.equal(hidden(fresh), hidden(again))
+
+
+def test_merged_into_layers_that_multiply_in_float32_they_count(fresh: Janus) -> None:
+    widen_linears(fresh)
+    before = hidden(fresh)
+    add_adapters(fresh, SETTINGS)
+    perturb(fresh)
+    merge_adapters(fresh)
+    merged = hidden(fresh)
+    assert not torch.allclose(merged, before, atol=1e-3)
+    plain = Janus(fresh.config)
+    plain.load_state_dict(fresh.state_dict())
+    assert torch.equal(hidden(plain), merged)
 
 
 def test_a_run_trains_keeps_and_merges_them(checkpoint: str, tmp_path: Path) -> None:

@@ -122,6 +122,13 @@ def test_gradients_of_sixteen_bits_are_averaged_in_32(written: tuple[Path, Found
     assert exact != torch.tensor([0.25]).bfloat16()
 
 
+def test_the_first_step_of_four_processes_sums_in_the_order_of_all_others(
+    written: tuple[Path, Found],
+) -> None:
+    """A run that goes on begins with a first step where the run that it continues has another one."""
+    assert all(torch.load(written[0] / f"twice-{rank}.pt") for rank in range(4))
+
+
 @pytest.mark.parametrize("kind", [*FLOAT32, "ddp-bfloat16", "fsdp-autocast"])
 def test_both_processes_end_with_the_same_weights(kind: str, written: tuple[Path, Found]) -> None:
     one, other = written[1][kind]

@@ -122,9 +122,19 @@ def test_a_tokenizer_begins_where_another_ended(
     recipe: Recipe, straight: tuple[Path, list[dict[str, Any]]], tmp_path: Path
 ) -> None:
     start = replace(recipe.model, architecture=None, checkpoint=str(straight[0]))
-    learning = replace(recipe.vq, quantize_from=0, start_latents=None)
-    found = quietly(replace(recipe, model=start, vq=learning, steps=2), tmp_path)
+    learning = replace(recipe.vq, quantize_from=0, start_latents=None, revive_every=None)
+    goes_on = replace(recipe, model=start, vq=learning, steps=2)
+    found = quietly(goes_on, tmp_path)
     assert found[0]["reconstruction"] < straight[1][0]["reconstruction"]
+    # Its codebook goes on with it, unless a start is asked for.
+    assert goes_on.vq_training().start_latents == 0
+    assert replace(goes_on, vq=replace(learning, start_latents=50)).vq_training().start_latents == 50
+    assert replace(recipe, vq=learning).vq_training().start_latents is None
+    before, after = (
+        load_vq(folder, recipe.model.architecture).codebook for folder in (straight[0], tmp_path)
+    )
+    # Two steps of Adam, of about the rate at most each, and not the latents of a batch.
+    assert (after - before).abs().max() <= 3 * recipe.optimizer.lr
 
 
 def test_two_processes_train_as_one_run(

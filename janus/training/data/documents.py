@@ -24,12 +24,16 @@ from janus.training.data.packing import together
 from janus.training.data.rows import located
 
 Crop = Literal["center", "random"]
+Unreadable = Literal["error", "drop"]
 ATTEMPTS = 100  # rows in turn that may be unusable before the data, not a row, must be at fault
 
 
 @dataclass(frozen=True, kw_only=True)
 class Builder:
-    """How rows become examples: formats, lengths, squares, and how many drawings learn without a prompt."""
+    """How rows become examples: formats, lengths, squares, and how many drawings learn without a prompt.
+
+    A row that cannot be read, nor its pictures, is an error, or left out (`unreadable` "drop").
+    """
 
     processor: Processor
     guard: Guard
@@ -37,6 +41,7 @@ class Builder:
     system: str | None = None
     prompt_dropout: float = 0.1
     crop: Crop = "center"
+    unreadable: Unreadable = "error"
 
     def __post_init__(self) -> None:
         require_number("prompt_dropout", self.prompt_dropout, "a number from 0 to 1", 0, 1)
@@ -84,20 +89,24 @@ class Documents(Dataset[list[Read]]):
             # Raised in the main process, at its place: a worker's own exception would hide the line.
             return Read(None, error)
         name = self.mixture.parts[own.part].source.name
-        return Read(
-            None,
-            ValueError(
-                f"{name}: {ATTEMPTS} rows in turn are over the limit of {self.builder.guard.limit} tokens: "
-                "raise it, or choose the policy truncate_text"
-            ),
-        )
+        told = f"{name}: {ATTEMPTS} rows in turn are over the limit of {self.builder.guard.limit} tokens"
+        if self.builder.unreadable == "drop":
+            told += ", or cannot be read: look at them with janus data check; else"
+        else:
+            told += ":"
+        return Read(None, ValueError(f"{told} raise it, or choose the policy truncate_text"))
 
     def _example(self, draw: Draw) -> tuple[Example | None, int]:
-        """A row's example, and 1 where it was cut; None where the guard drops it."""
+        """A row's example, and 1 where it was cut; None where it is left out."""
         part, builder = self.mixture.parts[draw.part], self.builder
-        row = part.source.row(draw.index, draw.seed)
-        dropped = hashed("prompt", draw.seed) < builder.prompt_dropout * 2**64
-        whole = outline(row, builder.processor, builder.geometry, system=builder.system, drop_prompt=dropped)
+        try:
+            row = part.source.row(draw.index, draw.seed)
+            bare = hashed("prompt", draw.seed) < builder.prompt_dropout * 2**64
+            whole = outline(row, builder.processor, builder.geometry, system=builder.system, drop_prompt=bare)
+        except (ValueError, FileNotFoundError):
+            if builder.unreadable == "drop":
+                return None, 0
+            raise
         if part.task is not None and whole.task != part.task:
             raise ValueError(
                 f"{row.where}: the row is {whole.task}, in a source of {part.task}: mix it in by itself"
@@ -111,6 +120,8 @@ class Documents(Dataset[list[Read]]):
             example = decode(kept, builder.processor, builder.geometry, seed=seed, crop_at=at)
             return example, int(kept is not whole)
         except (ValueError, FileNotFoundError) as error:
+            if builder.unreadable == "drop":
+                return None, 0
             raise located(error, row.where) from error
 
 

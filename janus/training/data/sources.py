@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 
 from janus.checks import one_line
-from janus.training.data.rows import Drawing, Row, beside, parse_row, picture_from_bytes
+from janus.training.data.outline import Task
+from janus.training.data.rows import KINDS, Drawing, Row, beside, parse_row, picture_from_bytes
+
+OWN: Mapping[Task, str] = {"understanding": "messages", "text": "text", "drawing": "prompt"}
 
 
 class JsonLines:
@@ -58,11 +61,14 @@ class Table:
     """Any list of dictionaries: a Hugging Face dataset, whose pictures may be decoded or not.
 
     `columns` says where the keys of a row (messages, images, prompt, image, codes, text) are to be read
-    from, where their columns are called otherwise.
+    from, where their columns are called otherwise. Of a row that has messages, a prompt and a text, or two of
+    them, those of the `task` count.
     """
 
-    def __init__(self, rows: Any, name: str, columns: Mapping[str, str] | None = None) -> None:
-        self.rows, self.name, self.columns = rows, name, dict(columns or {})
+    def __init__(
+        self, rows: Any, name: str, columns: Mapping[str, str] | None = None, task: Task | None = None
+    ) -> None:
+        self.rows, self.name, self.columns, self.task = rows, name, dict(columns or {}), task
         self.size: int | None = len(rows)
         known = getattr(rows, "column_names", None)
         for column in self.columns.values():
@@ -82,13 +88,21 @@ class Table:
             renamed = set(self.columns.values())
             kept = {key: value for key, value in raw.items() if key not in renamed}
             raw = kept | {key: raw.get(column) for key, column in self.columns.items()}
+            own = None if self.task is None else OWN[self.task]
+            if own is not None and raw.get(own) is not None:
+                raw = {key: value for key, value in raw.items() if key == own or key not in KINDS}
         return parse_row(raw, where, lambda picture: _undecoded(picture, where))
 
 
 def hugging_face(
-    path: str, *, split: str = "train", columns: Mapping[str, str] | None = None, **options: Any
+    path: str,
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    task: Task | None = None,
+    **options: Any,
 ) -> Table:
-    """A split of a dataset on the hub or on disk; `options` are those of `datasets.load_dataset`.
+    """A split of a dataset on the hub or on disk, as a `Table`; `options` are of `datasets.load_dataset`.
 
     Raises ValueError where the package `datasets` is missing, or cannot load it.
     """
@@ -114,7 +128,8 @@ def hugging_face(
             f"{path}[{split}] cannot be loaded as a Hugging Face dataset ({one_line(error)}): check its name "
             "and splits, and the network"
         ) from error
-    return Table(loaded, f"{path}[{split}]", columns)
+    read_as = ", ".join(f"{key} = {column}" for key, column in sorted((columns or {}).items()))
+    return Table(loaded, f"{path}[{split}]" + (f" ({read_as})" if read_as else ""), columns, task)
 
 
 class World:

@@ -15,9 +15,10 @@ from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
 class VQLearning(Section):
     """What the VQ tokenizer learns by, on pictures of `picture_size` pixels to a side.
 
-    All other keys are those of `janus.training.vq.VQTraining`, which explains them; what that has beside them
-    comes from other sections of the recipe (`Recipe.vq_training`). `discriminator_channels` and
-    `discriminator_layers` are the discriminator's size.
+    All other keys are those of `janus.training.vq.VQTraining`, which explains them; what that has beside
+    them comes from other sections of the recipe (`Recipe.vq_training`). Without `start_latents` the
+    codebook of random weights starts from latents, and a checkpoint's stays as it is.
+    `discriminator_channels` and `discriminator_layers` are the discriminator's size.
     """
 
     picture_size: int = number(256, least=1)

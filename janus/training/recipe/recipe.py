@@ -167,7 +167,10 @@ class Recipe(Section):
         from janus.training.vq import VQTraining
 
         assert self.task == "vq"
-        return VQTraining(**self._autoencoding(self.vq or VQLearning()))
+        settings = self._autoencoding(self.vq or VQLearning())
+        if settings["start_latents"] is None and (self.model.checkpoint or self.model.vq):
+            settings["start_latents"] = 0  # its codebook goes on: what else names codes would lose them
+        return VQTraining(**settings)
 
     def vae_training(self) -> VAETraining:
         """The settings of `janus.training.vae` for a recipe of task "vae"."""

@@ -86,13 +86,14 @@ class Columns(Section):
 class Source(Section):
     """Where examples come from, all of one `task`.
 
-    One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with *
-    is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own names
-    of `columns`) and `world` (endless synthetic scenes; with a `color`, those that show it; of some of its
-    `categories`, and then many questions about each picture, or of those that models are judged by; with
-    objects on its grid or at other `places`, on the finer lattice or anywhere; with `nameless` among them
-    things whose shape or color has no name of its own). Among the sources of one task, examples are drawn
-    in proportion to `weight`.
+    One of `path` (JSONL, tar shards, or a folder of codes that `janus pretokenize` wrote; a pattern with
+    * is all that fit it), `dataset` (a Hugging Face dataset, of which the `split` is read, with its own
+    names of `columns`; of a row with messages, a prompt and a text, the task's counts) and `world` (endless
+    synthetic scenes; with a `color`, those that show it; of some of its `categories`, and then many
+    questions about each picture, or of those that models are judged by; with objects on its grid or at
+    other `places`, on the finer lattice or anywhere; with `nameless` among them things whose shape or
+    color has no name of its own). Among the sources of one task, examples are drawn in proportion to
+    `weight`.
     """
 
     task: Kind
@@ -158,6 +159,8 @@ class Data(Section):
     Every step mixes the tasks of the `sources` at the `ratio`. Sequences are of at most `sequence_length`
     tokens, several documents in a row if `packing`. A document that is longer (`overlong`) is left out
     ("drop"), stops the run ("error") or loses the end of its text, never of a picture ("truncate_text").
+    A row that cannot be read, or whose pictures cannot, stops the run (`unreadable` "error") or is left out
+    ("drop"); a run that was stopped may go on with "drop". The log tells how many were left out.
     Pictures to be drawn are squares: the middle of what there is (`crop` "center"), or another ("random").
     `prompt_dropout` is the share of drawing prompts that are replaced by padding, for
     guidance. `workers` are the processes that read.
@@ -168,6 +171,7 @@ class Data(Section):
     sequence_length: int = number(4096, least=2)
     packing: bool = True
     overlong: Literal["drop", "error", "truncate_text"] = "drop"
+    unreadable: Literal["error", "drop"] = "error"
     crop: Literal["center", "random"] = "center"
     prompt_dropout: float = number(0.1, least=0, most=1)
     workers: int = number(2, least=0)

@@ -23,9 +23,9 @@ class PictureAsked(Section):
 class Log(Section):
     """What is seen while it runs.
 
-    Numbers `every` so many steps; every `samples_every` steps the `prompts` are drawn and the `pictures`
-    asked about (of a VQ tokenizer: coded and decoded), and so many `scenes` of a `world`, each with its own
-    question, the first of those that training never sees. Nothing is sampled if `samples_every` is left out.
+    Numbers `every` so many steps. Every `samples_every` steps, and at the end, the `prompts` are drawn and
+    the `pictures` asked about (of a VQ tokenizer: coded and decoded), and so many `scenes` of a `world`, each
+    with its own question, the first of those that training never sees; nothing is, if it is left out.
     `tensorboard` writes for it as well, where it is installed.
     """
 
@@ -59,7 +59,7 @@ class Checkpoints(Section):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation(Section):
-    """An `evaluator` that runs `every` so many steps on up to `examples` of its own `sources`.
+    """An `evaluator` that runs `every` so many steps, and at the end, on up to `examples` of its `sources`.
 
     "loss" is the loss of examples that are not trained on, "shapes" the verified share of pictures and
     answers of that world's validation lists, or of a source's `color` alone. Left out of a recipe, nothing of

@@ -96,6 +96,7 @@ def _merge_background(vq: VQ, state: VQState, share: float) -> None:
         return
     into = int(which.nonzero()[0])
     merge(vq, which, into, usage=state.background_usage)
+    share_first(vq.codebook, state.group)
     for name in ("usage", "background_usage"):
         before = getattr(state, name)
         after = torch.where(which, 0, before)
@@ -118,6 +119,7 @@ def _revive(vq: VQ, latents: Tensor, background: Tensor | None, state: VQState, 
         excluded=of_background,
         far=config.revive_far,
     )
+    share_first(vq.codebook, state.group)
     for counts in (state.unused, state.usage, state.background_usage):
         counts[revived] = 0
     _forget(vq.codebook, revived, state.optimizer)

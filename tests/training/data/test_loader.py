@@ -4,6 +4,7 @@ import json
 import pickle
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,37 @@ def test_rows_that_are_too_long_make_way(processor: Processor, geometry: Geometr
         again = Loader(mixed, builder, rows=10, length=50, packed=False)
         again.load_state_dict(loader.state_dict())
         assert (again.dropped, again.cut) == (loader.dropped, loader.cut)
+
+
+def test_rows_that_cannot_be_read_make_way(processor: Processor, geometry: Geometry, tmp_path: Path) -> None:
+    """No JSON, no row and no picture; all else is as it would have been."""
+    path, good = tmp_path / "rows.jsonl", [json.dumps({"text": f"word {number}"}) for number in range(12)]
+    bad = ["no JSON", '{"text": 1}', '{"prompt": "a", "image": "gone.png"}']
+    path.write_text("\n".join([*good[:4], bad[0], *good[4:8], bad[1], *good[8:], bad[2]]))
+    mixed = Mixture([Part(JsonLines(path), 1)], seed=0)
+    strict = Builder(processor=processor, guard=Guard(200), geometry=geometry)
+    drops = replace(strict, unreadable="drop")
+    one, other = Documents(mixed, strict), Documents(mixed, drops)
+    dropped = 0
+    for place in range(15):  # an epoch
+        with_errors, without = one.read(place), other.read(place)
+        assert without.error is None
+        dropped += without.dropped > 0
+        if with_errors.error is None:
+            assert torch.equal(with_errors.example.ids, without.example.ids)
+        else:
+            assert without.dropped
+    assert dropped == 3
+    loader = Loader(mixed, drops, rows=15, length=200, packed=False)
+    next(iter(loader))
+    assert loader.dropped >= 3
+
+    path.write_text("no JSON\n" * 3)
+    nothing = Documents(Mixture([Part(JsonLines(path), 1)], seed=0), drops).read(0)
+    with pytest.raises(
+        ValueError, match="100 rows in turn are over the limit of 200 tokens, or cannot be read"
+    ):
+        raise nothing.error
 
 
 def test_a_source_of_nothing_but_long_rows(processor: Processor, geometry: Geometry) -> None:

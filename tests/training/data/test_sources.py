@@ -133,6 +133,22 @@ def test_tables(picture: Path) -> None:
     assert bare.row(0) == Text("a")
 
 
+def test_of_a_row_for_several_tasks_the_source_s_counts() -> None:
+    row = {
+        "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+        "prompt": "a red circle",
+        "codes": [1, 2],
+        "text": "plain",
+    }
+    found = {task: Table([row], "set", task=task).row(0) for task in ("understanding", "drawing", "text")}
+    assert [type(each) for each in found.values()] == [Conversation, Drawing, Text]
+    assert found["text"] == Text("plain")
+    # A text may be a conversation, where there is no other.
+    assert isinstance(Table([{"messages": row["messages"]}], "set", task="text").row(0), Conversation)
+    with pytest.raises(ValueError, match="give exactly one of messages"):
+        Table([row], "set").row(0)
+
+
 class Damaged:
     """A dataset whose rows cannot be decoded."""
 
