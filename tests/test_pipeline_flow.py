@@ -322,6 +322,18 @@ def test_the_checkpoints_own_folder_goes_before_the_released_one(
     assert [path for path, _ in loads] == [copied / "vae", named, RELEASED]
 
 
+def test_the_checkpoints_own_is_saved_with_it(folder: Path, vae: VAE, tmp_path: Path) -> None:
+    copied = Path(shutil.copytree(folder, tmp_path / "copied"))
+    save_vae(vae, copied / "vae")
+    model = janus.JanusFlow.from_pretrained(copied, device="cpu", dtype="float32")
+    for saved in (tmp_path / "saved", copied):  # elsewhere, and where it was
+        model.save_pretrained(saved)
+        for file in (copied / "vae").iterdir():
+            assert (saved / "vae" / file.name).read_bytes() == file.read_bytes()
+    janus.JanusFlow.from_pretrained(folder, device="cpu").save_pretrained(tmp_path / "without")
+    assert not (tmp_path / "without" / "vae").exists()
+
+
 def test_without_it_answers_come_and_one_line_says_what_drawing_lacks(
     folder: Path, unreachable: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

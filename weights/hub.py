@@ -27,6 +27,7 @@ from janus.checks import one_line
 from janus.weights.processor_config import SIDE_FILES
 from janus.weights.read import choose_weights, indexed_names
 
+AUTOENCODER = "vae"  # the folder of a JanusFlow's own, as diffusers nests it
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
 
 # The hub's HTTP client was requests, then httpx, then httpx2. HfHubHTTPError derives from the client's own
@@ -81,11 +82,19 @@ def find(
 
 def needed(names: Iterable[str], *, weights: bool = True) -> list[str]:
     """The files among `names` that loading takes: the side files and, if `weights`, one representation of the
-    weights with its index. Subfolders (original releases, onnx, pictures) never count."""
-    top = {name for name in names if "/" not in name}
-    return [name for name in ("config.json", *SIDE_FILES) if name in top] + (
-        choose_weights(top) if weights else []
-    )
+    weights with its index; of a JanusFlow's own autoencoder, in `vae`, the same. Other subfolders (original
+    releases, onnx, pictures) never count."""
+    by_folder: dict[str, set[str]] = {"": set(), AUTOENCODER: set()}
+    for name in names:
+        folder, _, own = name.rpartition("/")
+        by_folder.setdefault(folder, set()).add(own)
+    top, nested = by_folder[""], by_folder[AUTOENCODER]
+    found = [name for name in ("config.json", *SIDE_FILES) if name in top]
+    found += choose_weights(top) if weights else []
+    if "config.json" in nested:
+        of_vae = ["config.json", *(choose_weights(nested) if weights else ())]
+        found += [f"{AUTOENCODER}/{name}" for name in of_vae]
+    return found
 
 
 def missing(folder: Path, *, weights: bool = True) -> list[str]:
@@ -243,7 +252,7 @@ class _Repository:
     def raise_if_useless(self, names: Iterable[str], files: list[str], *, weights: bool) -> None:
         """Raise if the repository is no model that can be loaded, naming what it has instead."""
         lacking = []
-        if weights and len(files) == len(needed(files, weights=False)):
+        if weights and not choose_weights(name for name in files if "/" not in name):
             lacking.append("weights (*.safetensors or pytorch_model*.bin)")
         if "config.json" not in files and (weights or not files):
             lacking.insert(0, "config.json")

@@ -31,6 +31,7 @@ from janus.weights.hub import find
 from janus.weights.names import Layout, Naming, Source, is_dropped, naming_of, source, sources
 from janus.weights.processor_config import read_side_files
 from janus.weights.read import FLOATS, TensorInfo, contents, read, weight_files, windows
+from janus.weights.vae import own_vae
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -109,6 +110,8 @@ def load(
     target_dtype = resolve_dtype(dtype, target_device, checkpoint.dtype, quantized=quantized)
     fill(checkpoint, target_device, target_dtype, rank)
     model.files = read_side_files(checkpoint.folder)
+    if isinstance(model, JanusFlow):
+        model.autoencoder = own_vae(checkpoint.folder)
     return model.eval()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from janus.files import require_folder, unfinished, write_whole
+from janus.models.janusflow import JanusFlow
 from janus.models.multimodal import MultimodalModel
 from janus.models.quantized import unpacked
 from janus.weights.config_files import format_config
@@ -16,6 +17,7 @@ from janus.weights.load import parameter_names, part_sizes
 from janus.weights.names import LAYOUTS, Layout, naming_of, sources
 from janus.weights.processor_config import SIDE_FILES
 from janus.weights.side_files import convert_side_files, image_token_id
+from janus.weights.vae import copy_vae
 from janus.weights.write import write_tensors
 
 # Every name that saving gives to a file of weights: others in the folder are not ours to remove.
@@ -34,7 +36,7 @@ def save(
 
     `max_shard_size`, bytes or like "2GB", splits the weights into several files with an index. Files are
     written beside their final names and moved there when all weights are whole. A quantized model is written
-    quantized. ValueError as `require_savable` raises.
+    quantized, and a JanusFlow's own autoencoder copied. ValueError as `require_savable` raises.
     """
     limit = require_savable(model, layout, max_shard_size)
     side_files = convert_side_files(model.files, layout)
@@ -57,6 +59,8 @@ def save(
     if side_files:  # else the folder's own are all there are
         for name in set(SIDE_FILES) - set(side_files):
             (folder / name).unlink(missing_ok=True)  # another checkpoint's, which would speak for this one
+    if isinstance(model, JanusFlow) and model.autoencoder is not None:
+        copy_vae(model.autoencoder, folder)
 
 
 def require_savable(

@@ -4,7 +4,9 @@ Strict, as all loading here: a missing, unexpected or misshapen name raises befo
 """
 
 import json
+import shutil
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from torch import nn
 from janus.devices import resolve_device, resolve_dtype
 from janus.files import require_folder, write_whole
 from janus.models.vae import VAE, VAEConfig
-from janus.weights.hub import find
+from janus.weights.hub import AUTOENCODER, find
 from janus.weights.json_object import JsonObject, parse_object
 from janus.weights.names import match
 from janus.weights.read import FLOATS, TensorInfo, choose_weights, contents, read, weight_files, windows
@@ -102,8 +104,19 @@ def load_vae(
 
 def own_vae(folder: Path) -> Path | None:
     """The autoencoder in a checkpoint's own folder, as diffusers nests it; None where there is none."""
-    nested = folder / "vae"
+    nested = folder / AUTOENCODER
     return nested if (nested / "config.json").is_file() else None
+
+
+def copy_vae(vae: Path, folder: Path) -> None:
+    """Give a checkpoint's folder the autoencoder of another's, with whatever lies beside it."""
+    own = folder / AUTOENCODER
+    if own.exists() and own.samefile(vae):
+        return
+    require_folder(own, "remove it, or save elsewhere")
+    for file in vae.iterdir():
+        if file.is_file():
+            write_whole(own / file.name, partial(shutil.copyfile, file))
 
 
 def save_vae(vae: VAE, path: str | Path) -> None:

@@ -1,7 +1,7 @@
 """The commands that use a model or look at one: ask, chat, draw, reconstruct, info, convert."""
 
 import argparse
-import shutil
+import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -126,7 +126,12 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
     codes.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
     flow = command.add_argument_group("JanusFlow")
     flow.add_argument("--steps", type=int, help="from noise to the picture (the checkpoint's own, else 30)")
-    flow.add_argument("--size", type=int, help="pixels of each side (the size that it sees)")
+    flow.add_argument(
+        "--size",
+        type=_size,
+        metavar="SIDE|HEIGHTxWIDTH",
+        help="pixels of each side, or of the two (the size that it sees)",
+    )
     flow.add_argument(
         "--method",
         help="euler, or of second order midpoint and heun, of which a step takes twice as long (euler)",
@@ -134,6 +139,15 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
     add_vae_option(command)
     add_model_options(command)
     add_parallel_option(command)
+
+
+def _size(text: str) -> int | tuple[int, int]:
+    """A side in pixels, or HEIGHTxWIDTH."""
+    found = re.fullmatch(r"(\d+)(?:x(\d+))?", text.strip().lower())
+    if found is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: give a side in pixels, or HEIGHTxWIDTH")
+    height, width = found.groups()
+    return int(height) if width is None else (int(height), int(width))
 
 
 def _draw(options: argparse.Namespace) -> int:
@@ -219,7 +233,6 @@ def _convert_options(command: argparse.ArgumentParser) -> None:
 def _convert(options: argparse.Namespace) -> int:
     from janus.weights.load import inspect, load
     from janus.weights.save import require_savable
-    from janus.weights.vae import own_vae
 
     destination = options.destination
     if destination.exists() and not (destination.is_dir() and all(map(is_unfinished, destination.iterdir()))):
@@ -240,8 +253,6 @@ def _convert(options: argparse.Namespace) -> int:
     dtype = options.dtype or checkpoint.widest
     model = load(checkpoint.folder, device="cpu", dtype=dtype, quantize=options.quantize)
     model.save_pretrained(destination, layout=layout, max_shard_size=options.max_shard_size)
-    if vae := own_vae(checkpoint.folder):
-        shutil.copytree(vae, destination / "vae")
     print(destination)
     return 0
 

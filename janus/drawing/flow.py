@@ -63,6 +63,10 @@ class FlowDrawing:
         stated = read_generation_defaults(self.processor.files)
         chosen = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
         sampling = FlowSampling(**{name: stated[name] for name in names if name in stated} | chosen)
+        if options.batch_size is not None:
+            require_whole("batch_size", options.batch_size, least=1)
+        if options.size is not None:
+            _sides(options.size)
         if not pictures:
             return []
         size = self._latent_size(options.size)
@@ -115,13 +119,21 @@ def latent_size(size: int | tuple[int, int], config: VAEConfig) -> tuple[int, in
 
     ValueError where they are not cut into whole tokens.
     """
-    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    sides = _sides(size)
     multiple = config.factor * LATENT_PATCH
-    for side in sides:
-        require_whole("a side of size", side, least=1)
-    if len(sides) != 2 or any(side % multiple for side in sides):
+    if any(side % multiple for side in sides):
         raise ValueError(
             f"size {size} cannot be drawn: one or two multiples of {multiple} are needed, "
             "the pixels that a token is across"
         )
     return sides[0] // config.factor, sides[1] // config.factor
+
+
+def _sides(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels; ValueError for what is no size of any picture."""
+    sides = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    for side in sides:
+        require_whole("a side of size", side, least=1)
+    if len(sides) != 2:
+        raise ValueError(f"size {size} cannot be drawn: give a side in pixels, or (height, width)")
+    return sides

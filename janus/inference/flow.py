@@ -13,7 +13,7 @@ from math import ceil
 import torch
 from torch import Tensor
 
-from janus.checks import require_guidance, require_whole
+from janus.checks import NOT_NUMBERS, require_guidance, require_whole
 from janus.config import LATENT_PATCH
 from janus.inference.batch import max_batch_size
 from janus.inference.cache import join
@@ -24,6 +24,7 @@ from janus.models.janusflow import JanusFlow
 from janus.models.vae import VAE
 
 EVALUATIONS = {"euler": 1, "midpoint": 2, "heun": 2}  # of the velocity, in a step of each method
+RELEASED_STEPS = 30  # of Euler's method, which the original takes
 LATENTS = 1  # Philox's last word of the noise of latents: that of codes has 0 there
 
 Velocity = Callable[[Tensor, float], Tensor]  # latents (P, c, h, w) and their time -> the same shape
@@ -35,10 +36,11 @@ class FlowSampling:
 
     "euler" is the original's method and evaluates the velocity once a step; "midpoint" and "heun", of second
     order, evaluate it twice: `steps` of them cost as much as twice as many of Euler's. Guidance other than 1
-    doubles the rows of every evaluation.
+    doubles the rows of every evaluation. In 16 bits latents are rounded after each step, as in the
+    original, for up to its 30 steps of Euler's method; beyond that they are in float32.
     """
 
-    steps: int = 30
+    steps: int = RELEASED_STEPS
     guidance: float = 2.0
     method: str = "euler"
 
@@ -88,9 +90,9 @@ def normal_noise(seeds: Sequence[int], numbers: Sequence[int], count: int) -> Te
 
 
 def integrate(velocity: Velocity, latents: Tensor, sampling: FlowSampling) -> Iterator[FlowStep]:
-    """Follow a velocity from time 0 to 1 in equal steps; its sizes are those of `latents`, in their dtype.
+    """Follow a velocity from time 0 to 1 in equal steps; its sizes are those of `latents`.
 
-    As in the original, a step's length is rounded to that dtype too.
+    As in the original, latents and the length of a step are in the dtype of `latents`.
     """
     steps = sampling.steps
     length = latents.new_tensor(1 / steps)
@@ -192,7 +194,14 @@ def _steps(
 ) -> Iterator[FlowStep]:
     tokens = _tokens(noise.shape[2:])
     velocity = GuidedVelocity(model, pictures, sampling.guidance, tokens, prompt_caches)
-    yield from integrate(velocity, noise.to(model.device, model.dtype), sampling)
+    # The original sums in the model's dtype. In 16 bits the addends of many steps are lost beside the sum: of
+    # 400 steps half of the way.
+    as_released = sampling.method == "euler" and sampling.steps <= RELEASED_STEPS
+    dtype = model.dtype if as_released else torch.float32
+    for step in integrate(velocity, noise.to(model.device, dtype), sampling):
+        if step.number == 1 and not bool(step.latents.isfinite().all()):
+            raise ValueError(f"the velocity contains NaN or infinity: {NOT_NUMBERS}")
+        yield step
 
 
 def draw_latents(

@@ -10,6 +10,7 @@ its tokens in reading order, C the encoder's channels.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from einops import rearrange
@@ -38,10 +39,12 @@ class EmbeddedLatents:
 class JanusFlow(MultimodalModel):
     """The modules of a JanusFlow; `files` holds the small files of its checkpoint, by name.
 
-    Its autoencoder is another checkpoint, and another model (`janus.models.vae`).
+    Its autoencoder is another checkpoint, and another model (`janus.models.vae`); `autoencoder` is the folder
+    of one that came with this checkpoint, and is saved with it.
     """
 
     config: JanusFlowConfig
+    autoencoder: Path | None = None
 
     def __init__(self, config: JanusFlowConfig) -> None:
         super().__init__(config)
@@ -72,7 +75,8 @@ class JanusFlow(MultimodalModel):
 
         Noise is at time 0, pictures are at 1000, and the velocity is that of a path of length 1. The last
         token of a prompt only marks where the picture begins: the time's stands in its place. The mask,
-        (B, L - 1 + 1 + T), is false where nothing is seen; positions count on through it, as in the original.
+        (B, L + T), is false where nothing is seen of L - 1 tokens of the prompt, the time's and T of latents;
+        positions count on through it, as in the original.
         ValueError where shapes do not fit each other.
         """
         embedded = self.embed_latents(latents, t)

@@ -26,6 +26,7 @@ from janus.training.parts import ALIGNMENT
 from janus.training.recipe.learning import FlowLearning
 from janus.weights.processor_config import ProcessorConfig
 
+ENCODED = 8  # pictures that the autoencoder encodes at once
 NOISE, TIME, SAMPLE = range(3)  # what a seed's numbers are for: each has a number of its own
 
 
@@ -98,12 +99,16 @@ def alignment_of(model: nn.Module) -> Alignment | None:
 def encode_latents(vae: VAE, targets: Tensor, seeds: Tensor) -> Tensor:
     """Pictures to be drawn (M, 3, H, W) in [-1, 1] -> latents (M, c, h, w) of the flow, in float32.
 
-    They are drawn from the autoencoder's distribution, by the pictures' seeds (M,), and scaled.
+    They are drawn from the autoencoder's distribution, by the pictures' seeds (M,), and scaled; few pictures
+    at once, which in float32 take more memory than all that learns from them.
     """
-    with torch.autocast(targets.device.type, enabled=False):
-        distribution = vae.encode(targets)
-    noise = _normal(seeds, SAMPLE, distribution.mean.shape[1:])
-    return distribution.sample(noise.to(targets.device)).float() * vae.config.scaling_factor
+    found = []
+    for some, own in zip(targets.split(ENCODED), seeds.split(ENCODED), strict=True):
+        with torch.autocast(targets.device.type, enabled=False):
+            distribution = vae.encode(some)
+        noise = _normal(own, SAMPLE, distribution.mean.shape[1:])
+        found.append(distribution.sample(noise.to(targets.device)).float())
+    return torch.cat(found) * vae.config.scaling_factor
 
 
 def with_latents(batch: Batch, vae: VAE | None) -> Batch:

@@ -145,8 +145,7 @@ def cost_of(run: Run) -> Cost:
     if isinstance(config, JanusConfig):
         return cost(config, train, adapted=adapted)
     vae = None if run.vae is None else run.vae.config
-    alignment = bool(run.recipe.loss.alignment)
-    return flow_cost(config, train, vae, alignment=alignment, adapted=adapted)
+    return flow_cost(config, train, vae, alignment=run.recipe.aligns, adapted=adapted)
 
 
 def holds(turns: Sequence[Batch], costs: Cost) -> Tensor:

@@ -63,13 +63,20 @@ def check_file(file: Path, purpose: Purpose, *, limit: int | None = None, skip_b
     if limit is None:
         limit = purpose.limit or processor.window or config.language.window
     require_whole("limit", limit, least=1)
-    geometry = (
-        Geometry.of(config)
-        if isinstance(config, JanusConfig)
-        else Geometry.of_flow(config, start_vae_config(purpose.start))
-    )
+    geometry, lacking = None, ""
+    if isinstance(config, JanusConfig):
+        geometry = Geometry.of(config)
+    else:
+        try:
+            geometry = Geometry.of_flow(config, start_vae_config(purpose.start))
+        except OSError as error:  # without it all but drawings can be checked
+            lacking = (
+                f"drawings count as malformed, for without the autoencoder their length is unknown: {error}"
+            )
     report = check(file, processor, limit, geometry=geometry)
     print(format_report(report))
+    if lacking:
+        print(lacking)
     if not skip_bad:
         return 1 if report.problems else 0
     target = report.path.parent / REJECTS

@@ -130,7 +130,7 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     else:
         loader = documents(recipe, model, processor, place, vae)
     settings = recipe.flow or FlowLearning()
-    if isinstance(model, JanusFlow) and recipe.task != "siglip" and recipe.loss.alignment:
+    if isinstance(model, JanusFlow) and recipe.aligns:
         geometry = geometry_of(model.config, vae)
         tokens = None if geometry is None else geometry.tokens
         add_alignment(model, settings.aligned_after, tokens=tokens, seed=recipe.seed)
@@ -170,9 +170,7 @@ def takes_autoencoder(recipe: Recipe) -> bool:
     """
     if recipe.task == "siglip":
         return False
-    sources = (*recipe.data.sources, *(recipe.evaluate.sources if recipe.evaluate else ()))
-    draws = bool(recipe.log.prompts) or any(source.task == "drawing" for source in sources)
-    return draws or find_vae(recipe.model) != RELEASED
+    return bool(recipe.log.prompts) or recipe.has_drawings or find_vae(recipe.model) != RELEASED
 
 
 def keep_autoencoder(run: Run) -> None:
@@ -180,6 +178,8 @@ def keep_autoencoder(run: Run) -> None:
     if run.vae is not None and run.place.first:
         save_vae(run.vae, run.folder / AUTOENCODER)
     run.place.wait()
+    if isinstance(run.model, JanusFlow):
+        run.model.autoencoder = own_vae(run.folder)
 
 
 def check_pictures(recipe: Recipe) -> None:

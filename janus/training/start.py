@@ -127,7 +127,7 @@ def find_vae(start: Start) -> str | Path:
     """Where a JanusFlow's autoencoder is: as named, else in the checkpoint's folder, else the released."""
     if start.vae is not None:
         return start.vae
-    own = None if start.checkpoint is None else own_vae(Path(start.checkpoint).expanduser())
+    own = None if start.checkpoint is None else own_vae(find(start.checkpoint, weights=False))
     return RELEASED if own is None else own
 
 

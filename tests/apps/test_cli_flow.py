@@ -65,6 +65,18 @@ def test_draw_writes_the_pipelines_pictures(checkpoint: str, vae: str, tmp_path:
         with Image.open(output.with_stem(f"cat-{number}")) as written:
             assert written.tobytes() == picture.tobytes()
             assert written.info == {"prompt": "a cat", "seed": f"3, picture {number - 1}"}
+    assert cli.main([*common, "--steps", "1", "--size", "64x96", "-o", str(output)]) == 0
+    with Image.open(output) as written:
+        assert written.size == (96, 64)
+
+
+@pytest.mark.parametrize("size", ["", "x", "64x", "64x64x64", "-64", "64 by 64", "1e3"])
+def test_sizes_that_are_none(
+    size: str, checkpoint: str, vae: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["draw", "a cat", "-m", checkpoint, "--vae", vae, f"--size={size}"])
+    assert f"{size!r} is no size: give a side in pixels, or HEIGHTxWIDTH" in capsys.readouterr().err
 
 
 def test_reconstruct_writes_a_picture_of_the_models_size(
@@ -153,6 +165,9 @@ def test_convert_writes_it_whole(checkpoint: str, vae: str, tmp_path: Path) -> N
         (["draw", "a cat", "--steps", "0"], "steps must be a whole number of at least 1, not 0"),
         (["draw", "a cat", "--method", "rk4"], "method must be one of euler, midpoint, heun, not 'rk4'"),
         (["draw", "a cat"], "the autoencoder of JanusFlow's pictures is not there: stabilityai/sdxl-vae: no"),
+        # What can be told without it is told first.
+        (["draw", "a cat", "--batch-size", "0"], "batch_size must be a whole number of at least 1, not 0"),
+        (["draw", "a cat", "--size", "0"], "a side of size must be a whole number of at least 1, not 0"),
         (["draw", "a cat", "--vae", "./nowhere"], "is not there: ./nowhere: no such folder"),
         (["reconstruct", "{photograph}"], "(or --vae) names its folder"),
         (["info", "--vae", "./nowhere"], "./nowhere: no such folder"),

@@ -25,6 +25,7 @@ from janus.training.objectives import count
 from janus.training.parallel import Ranks
 from janus.training.parts import trained
 from janus.training.recipe.file import dump, read_recipe
+from janus.training.recipe.learning import FlowLearning
 from janus.training.recipe.recipe import Recipe
 from janus.training.recipe.sections import KINDS, Data, LoRA, LossWeights, Ratio, Source, Start
 from janus.training.run import begin
@@ -215,6 +216,9 @@ def test_who_draws_nothing_needs_no_autoencoder(recipe: Recipe, tmp_path: Path) 
     """The released one, that is; any other goes on with the model."""
     silent = replace(recipe, model=replace(recipe.model, vae=None), data=words_only(recipe))
     assert begin(silent, tmp_path, ALONE).vae is None
+    # Nor the projector, whatever the recipe's defaults say of it.
+    blocks = replace(silent, flow=FlowLearning(aligned_after=99))
+    assert alignment_of(begin(blocks, tmp_path, ALONE).model) is None
     found = quietly(replace(silent, steps=1), tmp_path / "run")
     assert set(found[0]) == {"step", "loss", "text_loss", "norm", "rate", "padding"}
     assert own_vae(tmp_path / "run") is None

@@ -105,6 +105,24 @@ def test_a_janusflow_draws_latents(data: Path, tmp_path: Path, capsys: pytest.Ca
         tokenize_drawings(str(path), tmp_path / "codes", Purpose.of(str(folder), None), device=CPU)
 
 
+def test_without_the_autoencoder_all_but_drawings_is_checked(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def nowhere(start: Start) -> None:
+        raise FileNotFoundError("somebody/vae: no copy in the cache")
+
+    monkeypatch.setattr("janus.training.prepare.start_vae_config", nowhere)
+    purpose = Purpose.of(str(data / "janusflow" / "checkpoint"), None)
+    path = tmp_path / "data.jsonl"
+    path.write_text('{"text": "plain"}\n')
+    assert check_file(path, purpose) == 0
+    path.write_text('{"text": "plain"}\n{"prompt": "a cat", "image": "gone.png"}\n')
+    assert check_file(path, purpose) == 1
+    told = capsys.readouterr().out
+    assert "1 rows that are malformed" in told
+    assert "their length is unknown: somebody/vae: no copy in the cache" in told
+
+
 def test_drawings_become_codes_of_the_tokenizer_that_a_recipe_names(
     file: Path, tmp_path: Path, model: Janus, checkpoint: str
 ) -> None:

@@ -158,6 +158,21 @@ def test_only_what_loading_takes_is_fetched() -> None:
     assert hub.needed(names) == ["config.json", WEIGHTS]
 
 
+def test_a_janusflows_own_is_fetched_with_it() -> None:
+    own = ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+    listing = [
+        "config.json",
+        "model.safetensors",
+        *own,
+        "vae/diffusion_pytorch_model.bin",
+        "vae/old/x.safetensors",
+    ]
+    assert hub.needed(listing) == ["config.json", "model.safetensors", *own]
+    assert hub.needed(listing, weights=False) == ["config.json", own[0]]
+    # Without a config it is none.
+    assert hub.needed(["config.json", "model.safetensors", own[1]]) == ["config.json", "model.safetensors"]
+
+
 def test_reading_in_windows_changes_nothing(
     original: Path, reference: VAE, monkeypatch: pytest.MonkeyPatch
 ) -> None:

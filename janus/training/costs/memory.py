@@ -37,6 +37,7 @@ from janus.training.costs.weigh import (
     weigh_vq,
 )
 from janus.training.data.outline import Geometry
+from janus.training.flow import ENCODED
 from janus.training.log import GIB
 from janus.training.optimizer import block_matrices
 from janus.training.parallel import rows_of
@@ -202,7 +203,7 @@ def _before_the_row(
             taken["rollouts"] = rollouts_memory(config, recipe, ranks)
     elif pictures:
         assert vae is not None
-        taken["latents"] = weigh_encoding(vae, pictures, config.picture_size, device=device)
+        taken["latents"] = weigh_encoding(vae, min(pictures, ENCODED), config.picture_size, device=device)
     return taken
 
 

@@ -252,7 +252,7 @@ def hollow_model(config: AnyConfig, recipe: Recipe) -> AnyModel:
     model: AnyModel = empty_model(config)
     if recipe.task == "siglip":
         attach_contrast(model)
-    elif isinstance(model, JanusFlow) and recipe.loss.alignment:
+    elif isinstance(model, JanusFlow) and recipe.aligns:
         attach_alignment(model, (recipe.flow or FlowLearning()).aligned_after)
     return model
 

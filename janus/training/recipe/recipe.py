@@ -111,6 +111,17 @@ class Recipe(Section):
         return self.task in ("vq", "vae")
 
     @property
+    def has_drawings(self) -> bool:
+        """Whether pictures to be drawn are among its data."""
+        sources = (*self.data.sources, *(self.evaluate.sources if self.evaluate else ()))
+        return any(source.task == "drawing" for source in sources)
+
+    @property
+    def aligns(self) -> bool:
+        """Whether a JanusFlow's tokens of pictures are aligned with what its encoder sees of them."""
+        return self.task != "siglip" and self.has_drawings and bool(self.loss.alignment)
+
+    @property
     def picture_size(self) -> int:
         """The side, in pixels, of the pictures that an autoencoder learns from."""
         assert self.is_of_pictures
