@@ -145,7 +145,12 @@ class VQConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LanguageConfig:
-    """Llama."""
+    """Llama: `vocabulary` ids, `layers` blocks of `width`, an MLP of `mlp_width`, positions up to `window`.
+
+    `heads` of queries of `head_width` share `kv_heads` of keys and values; `rope_theta` is the base of the
+    rotary positions' periods, and with `tied_head` words are chosen by the table that embeds them. ValueError
+    for sizes that contradict each other.
+    """
 
     vocabulary: int
     width: int

@@ -49,8 +49,9 @@ def load(
     """The pipeline of a hub id or a local folder; of neither, of `shapes`, the small model that is shipped.
 
     Device: cuda, mps or cpu, the first there is. Dtype: that of the weights where the device computes it
-    well, else float32. `quantize`, "int8" or "int4", makes the language model's weights integers while they
-    are read; a checkpoint that was saved so needs no word. `vae` names the autoencoder that a JanusFlow draws
+    well, else float32, but bfloat16 beside quantized weights on a CPU that has kernels for them. `quantize`,
+    "int8" or "int4", makes the language model's weights integers while they are read; leave it out for a
+    checkpoint that is quantized already. `vae` names the autoencoder that a JanusFlow draws
     and reconstructs with, by folder or hub id: left out, it is that in the checkpoint's own folder `vae`,
     else stabilityai/sdxl-vae. It is loaded when it is first needed. `corrected_pictures` turns pictures
     upright by their EXIF tag, scales 16 bits to 8 and lays transparency on the background, none of which the
@@ -58,9 +59,13 @@ def load(
     each on the CUDA device of its own number or all on the CPU; all must make the same calls, and get the
     same results. (Not a JanusFlow's, nor a quantized one.) `compile` gives the steps of the language model to
     torch.compile: the first then takes much longer, and the others less. (Steps are of a token or a code: a
-    flow's drawings gain nothing.) `revision` is the model's, not the autoencoder's; `token` is the hub's, for
-    models that are not for everybody. The model is prepared for inference: to train, take that of
-    `janus.Janus.from_pretrained`. Raises FileNotFoundError or ValueError with the remedy.
+    flow's drawings gain nothing.) `revision` is the model's, not the autoencoder's; `token` gives access to
+    gated and private models of the hub. The model is prepared for inference: to train, take that of
+    `janus.Janus.from_pretrained`.
+
+    Raises ValueError (an option, a malformed id, files that do not fit each other), FileNotFoundError (not
+    there), PermissionError (gated, a token that is refused), ConnectionError (no network) or OSError (a full
+    disk), each with the remedy.
     """
     if path is None:
         _introduce_shapes()
@@ -80,6 +85,7 @@ class Pipeline:
     """A model and its processor. One call at a time: it keeps the cache of the last chat.
 
     `vae` is the autoencoder of a JanusFlow, or where to find it, and `token` the hub's, as in `load`.
+    ValueError where model, processor and autoencoder do not belong together.
     """
 
     def __init__(
@@ -129,10 +135,12 @@ class Pipeline:
     ) -> Any:
         """The answer to one question about no, one or many pictures (paths, PIL images or numpy arrays).
 
-        A string, or with `stream` an iterator of pieces that together are the same string. `system` None is
-        the family's own system prompt, "" none. It has at most `max_new_tokens` tokens. Temperature 0 is
-        greedy; else tokens are drawn from the likeliest that together have a share of `top_p`, by the `seed`,
-        without which torch's default generator gives one.
+        A string, or with `stream` an iterator of pieces that together are the same string. `system` None
+        is the family's own system prompt, "" none. It has at most `max_new_tokens` tokens. Temperature 0
+        is greedy; else tokens are drawn from the likeliest that together have a share of `top_p`, by the
+        `seed`, without which torch's default generator gives one. Raises FileNotFoundError or ValueError
+        for a picture that is not there or cannot be read, and ValueError for an option that is none and
+        where question and answer exceed the model's window.
         """
         parts = [{"type": "image", "image": image} for image in _as_list(images)]
         content = [*parts, {"type": "text", "text": question}]
@@ -155,14 +163,15 @@ class Pipeline:
     ) -> Any:
         """The next turn of a conversation; of a list of conversations, a list of turns, computed together.
 
-        A conversation is a list of messages {"role": "user", "content": "Hello"}, of "user" and "assistant";
-        the content of one with pictures is a list: [{"type": "image", "image": "cat.png"}, {"type": "text",
-        "text": "What is it?"}].
+        A conversation is a list of messages {"role": "user", "content": "Hello"}, of "user" and
+        "assistant", before which one of "system" may stand; the content of one with pictures is a list:
+        [{"type": "image", "image": "cat.png"}, {"type": "text", "text": "What is it?"}].
 
         What a conversation shares with the last one, from its first token on, is not computed again. Each of
         a list is answered as if it were alone, at most `batch_size` at once: whenever one is done the next
         takes its place. Without a batch size there are 16, or as many as half of the free memory has room
-        for. Options and `stream` as in `ask`.
+        for. Options and errors as in `ask`; ValueError too for what is no conversation that a turn of the
+        assistant's can follow, and for `stream` of several.
         """
         sampling = Sampling(temperature=temperature, top_p=top_p)
         if not isinstance(messages, list | tuple):
@@ -213,12 +222,14 @@ class Pipeline:
     ) -> list[Image.Image]:
         """`n` pictures of a prompt, or of each of several, prompts in order.
 
-        Picture i of a seed is the same, up to rounding, whatever `n`, `batch_size` and the other prompts are;
-        without a seed torch's default generator gives one. Without a batch size, at most 16 pictures are
-        drawn at once, and their caches take at most half of the free memory. `progress`: None for a bar on a
-        terminal, True, False, or a function (done, total). `preview` gets the pictures of the batch so far
-        after every `preview_every` rows of codes (the rest is gray) or steps of a flow. What is left out is
-        the checkpoint's own, else the original's. An option that the model cannot honor raises ValueError.
+        Picture i of a seed is the same, up to rounding, whatever `n`, `batch_size` and the other prompts
+        are; without a seed torch's default generator gives one. Without a batch size, at most 16 pictures
+        are drawn at once, and their caches take at most half of the free memory. `progress`: None for a
+        bar on a terminal, True, False, or a function (done, total). `preview` gets the pictures of the
+        batch so far after every `preview_every` rows of codes (the rest is gray) or steps of a flow. What
+        is left out is the checkpoint's own, else the original's. Raises ValueError for an option that is
+        none or that the model cannot honor, and for a prompt over its window; of a JanusFlow, whatever
+        loading its autoencoder raises.
 
         Janus: `guidance` 5 and `temperature` 1, of which 0 is greedy; `top_k` and `top_p` limit the codes to
         choose from. `speculate` = k reads k codes at once, all but the first of them guessed, and keeps those
@@ -258,9 +269,10 @@ class Pipeline:
         return self.drawing.draw(pictures, options, watch)
 
     def reconstruct(self, picture: Any) -> Image.Image:
-        """A picture through the picture tokenizer or autoencoder and back.
+        """A picture (path, data: URI, PIL image, numpy array) through the picture tokenizer or autoencoder.
 
-        Its center square, at the model's own size.
+        What comes back is its center square, at the model's own size. Raises FileNotFoundError or ValueError
+        for a picture that is not there or cannot be read; of a JanusFlow as `draw`.
         """
         return self.drawing.reconstruct(self.processor.image.open(picture))
 

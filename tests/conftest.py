@@ -44,7 +44,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def golden(data: Path) -> dict[str, Tensor]:
-    """What the original code computed, by the names of the oracle's README."""
+    """What the original code computed, by the stages' names."""
     return load_file(data / "januspro" / "golden.safetensors")
 
 
@@ -83,8 +83,8 @@ def close() -> Callable[[Tensor, Tensor], None]:
     def assert_close(actual: Tensor, expected: Tensor) -> None:
         """Integers exactly; floats within 2e-5 of the expected tensor's largest magnitude.
 
-        The order of summation alone moves the original by up to 4e-6 between its own versions; the smallest
-        mistake of the oracle's mutations.txt that can be seen at all moves a tensor by 7e-5.
+        The order of summation alone moves the original by up to 4e-6 between its own versions; of
+        mistakes put into it on purpose, the smallest that can be seen at all moves a tensor by 7e-5.
         """
         assert actual.shape == expected.shape
         if not expected.is_floating_point():

@@ -80,11 +80,12 @@ def load(
     """The model of a local folder or hub id, of the class and in the layout that its `config.json` names.
 
     Without a device: cuda, mps or cpu, the first there is. Without a dtype: that of the weights where the
-    device computes it well, else float32. `quantize`, "int8" or "int4", makes the language model's weights
-    integers (`janus.models.quantized`) while they are read; a checkpoint that was saved so needs no word.
+    device computes it well, else float32 (`janus.devices.resolve_dtype`). `quantize`, "int8" or "int4", makes
+    the language model's weights integers (`janus.models.quantized`) while they are read; leave it out for a
+    checkpoint that is quantized already.
     With a `mesh` of processes, this one reads and holds only its share of the language model
-    (`janus.inference.tensor_parallel`); a quantized one is not split. Raises FileNotFoundError or ValueError
-    with the remedy, before any weight is read where the model is of another class than `kind`.
+    (`janus.inference.tensor_parallel`); a quantized one is not split. Raises as `janus.load`, before any
+    weight is read where the model is of another class than `kind`.
     """
     target_device = resolve_device(device)
     resolve_dtype(dtype, target_device)  # a wrong name raises before anything is fetched

@@ -79,9 +79,9 @@ def draw_codes(
 ) -> Iterator[Tensor]:
     """Codes (P', grid, grid) of the pictures in order, a batch at a time.
 
-    Without a batch size, batches are alike and of at most `pictures_at_once`. `speculate` is how many codes
-    to guess at once, None or 0 for none: see `speculative_steps`. `on_codes` is called after every step with
-    the batch's codes so far, (P', steps).
+    Without a batch size, batches are alike and of at most `pictures_at_once`. `speculate` is how many
+    codes to read at once, all but the first of them guessed; None, 0 and 1 guess none: see
+    `speculative_steps`. `on_codes` is called after every step with the batch's codes so far, (P', steps).
     """
     window = window_of(speculate)
     if batch_size is not None:

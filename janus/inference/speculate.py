@@ -74,7 +74,12 @@ def window_of(speculate: Any) -> int:
     """
     if speculate is None or speculate is False:
         return 1
-    return max(1, require_whole("speculate (codes guessed at once; 0 for none)", speculate, least=0))
+    return max(
+        1,
+        require_whole(
+            "speculate (codes read at once, all but one of them guessed; 0 for none)", speculate, least=0
+        ),
+    )
 
 
 def speculative_steps(

@@ -45,7 +45,8 @@ class MultimodalModel(nn.Module):
     ) -> Tensor:
         """(B, S) ids, (N, 3, H, W), (B, S) bool -> (B, S, D).
 
-        Words, and where the mask is true the pictures' features, in reading order.
+        Words, and where the mask is true the pictures' features, in reading order. ValueError where the mask
+        marks more or fewer positions than these fill.
         """
         words = self.language.embed(input_ids.clamp_min(0))  # negative ids mark pictures for the original too
         marked = 0 if image_mask is None else int(image_mask.sum())
@@ -70,8 +71,10 @@ class MultimodalModel(nn.Module):
     ) -> Tensor:
         """(B, S, D) -> (B, S, D), after the final norm.
 
-        The mask, (B, S), is false at padding, whose rows come out zero. `documents` (B, S), in place of mask
-        and cache, number the documents of each row, of which none sees another, and are 0 at padding.
+        The mask, (B, S), is false at padding, whose rows come out zero; beside a cache it may be (B, K),
+        of all that the cache holds and these. `documents` (B, S), in place of mask and cache, number the
+        documents of each row, of which none sees another, and are 0 at padding. ValueError for a mask of
+        another shape, and for documents beside mask or cache.
         """
         return self.language(embeds, attention_mask, cache, documents=documents)
 

@@ -100,11 +100,17 @@ class Processor:
         return self.template.roles
 
     def format(self, messages: Sequence[Message], system: str | None = None) -> str:
-        """The exact prompt of one conversation; `system` None is the default system prompt, "" is none."""
+        """The exact prompt of one conversation; `system` None is the default system prompt, "" is none.
+
+        ValueError for what is no conversation.
+        """
         return "".join(segment.text for segment in self._segments(messages, system))
 
     def draw_prompt(self, prompt: str) -> list[int]:
-        """The ids, BOS first, after which the model draws; special tokens spelled in it are plain text."""
+        """The ids, BOS first, after which the model draws; special tokens spelled in it are plain text.
+
+        ValueError for a prompt that is no string, or over the model's window.
+        """
         segments = format_drawing(prompt, self.template, image_start_tag=self.drawing_tag)
         ids = [self.tokenizer.bos_id, *self.tokenizer.encode_segments(segments)]
         self._check_window(len(ids), "the prompt")
@@ -120,10 +126,11 @@ class Processor:
     ) -> Batch:
         """One conversation, or a list of them, as a batch.
 
-        `images` holds the pictures where the messages do not: for one conversation a picture or a list, for
-        several a list of lists or one flat list in reading order. Raises ValueError where placeholders and
-        pictures disagree, where a conversation exceeds the window, and for a picture that cannot be read.
-        `check_length` is called with each conversation's number of tokens before any picture is read.
+        `images` holds the pictures where the messages do not: for one conversation a picture or a list,
+        for several a list of lists or one flat list in reading order. Raises ValueError where
+        placeholders and pictures disagree, where a conversation exceeds the window, and for a picture
+        that cannot be read, FileNotFoundError for one that is not there. `check_length` is called with
+        each conversation's number of tokens before any picture is read.
         """
         batched = (
             isinstance(messages, (list, tuple)) and bool(messages) and isinstance(messages[0], (list, tuple))

@@ -53,10 +53,11 @@ def train(
 ) -> Path:
     """Train by a recipe, of a file or the library's own by its name; -> the folder, with the model in it.
 
-    A run that the folder holds already goes on from its newest checkpoint, with the losses that it would have
-    had. `overrides` are `key=value`, as on the command line; `show` gets the lines of progress. Raises
-    FileNotFoundError or ValueError for a recipe, data or a folder that do not fit, and FloatingPointError
-    where gradients are not finite.
+    A run that the folder holds already goes on from its newest checkpoint, with the losses that it would
+    have had. `overrides` are `key=value`, as on the command line; `show` gets the lines of progress.
+    Raises FileNotFoundError or ValueError for a recipe, data or a folder that do not fit, ImportError
+    where a package that the recipe needs is missing, OSError for a disk that is full, and
+    FloatingPointError where gradients are not finite.
     """
     if not isinstance(recipe, Recipe):
         recipe = read_recipe(recipe, overrides)

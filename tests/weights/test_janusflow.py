@@ -84,7 +84,7 @@ def test_every_released_tensor_is_one_of_ours_or_dropped(shared: Path) -> None:
     assert Counter(name.startswith(POOLING) for name in left_over) == {True: 13}
 
 
-NUMBERS = {  # oracle/FACTS.md, section 1
+NUMBERS = {  # of the released JanusFlow-1.3B, counted in the original's modules
     "vision_adapter": 2_099_200,
     "begin_embedding": 2_048,
     "encoder": 21_614_336,

@@ -68,7 +68,7 @@ def test_nothing_that_the_model_needs_may_be_dropped(name: str) -> None:
         assert not [key for key in names if is_dropped(key, layout, model.config.vision)]
 
 
-NUMBERS = {  # oracle/FACTS.md, section 1
+NUMBERS = {  # of the released Janus-1.3B and Janus-Pro, counted in the original's modules
     "vision": (316_283_904, 316_283_904),
     "vision_adapter": (6_295_552, 20_979_712),
     "vq": (71_948_939 - 65_536, 71_948_939 - 65_536),  # but for the statistics that are no parameter
