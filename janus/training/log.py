@@ -211,6 +211,8 @@ def progress_line(done: int, steps: int, record: Mapping[str, Any], left: float)
         words.append(f"loss {record['loss']:.4g}" + (f" ({parts})" if parts else ""))
     if "drawn_right" in record:
         words.append(f"{100 * record['drawn_right']:.0f} % drawn right")
+    if "told_apart" in record:
+        words.append(f"{100 * record['told_apart']:.0f} % told apart")
     if "dropped" in record:
         words.append(f"{record['dropped']:.0f} too long, {record['cut']:.0f} cut")
     if "rate" in record:

@@ -20,6 +20,7 @@ from janus.training.costs.flops import Cost, cost, flow_cost
 from janus.training.data.loader import Loader
 from janus.training.data.packing import Batch
 from janus.training.evaluation import build_evaluator
+from janus.training.mistakes import tell_apart
 from janus.training.objectives import Sums, count, figures, total
 from janus.training.parallel import Ranks, computing, gradient_sync, ranks
 from janus.training.recipe.file import read_recipe
@@ -41,6 +42,7 @@ from janus.training.samples import draw_and_ask
 from janus.training.schedule import factor
 from janus.training.siglip_loop import train_siglip
 from janus.training.vq_loop import train_vq
+from janus.training.weighted import Weighted
 
 
 def train(
@@ -99,26 +101,26 @@ def train_janus(
     with closing(batches), closing(log) if log else nullcontext():
         while run.step < recipe.steps:
             turns = [next(batches) for _ in range(recipe.accumulate)]
-            tried = None if recipe.reinforce is None else rollout(run, recipe.reinforce)
+            beside = learned_beside(run)
             held = holds(turns, costs)
-            if tried is not None:
-                held[2:] += holds(tried.batches, costs)[2:]  # their labels count apart
+            for each in beside:
+                held[2:] += holds(each.batches, costs)[2:]  # their labels count apart
             held = torch.cat((held, held.new_tensor([run.loader.dropped, run.loader.cut])))
             words, codes, tokens, places, flop, *lost = place.summed(held).tolist()
 
             rate = recipe.optimizer.lr * factor(run.step, recipe.schedule, recipe.steps)
             losses = torch.zeros((), device=place.device)
+            weighed = [(batch, each.labels) for each in beside for batch in each.batches]
             for batch in turns:
-                last = batch is turns[-1] and tried is None
+                last = batch is turns[-1] and not weighed
                 losses = losses + learn(run, batch, words + codes, exchange=last)
-            if tried is not None:
-                for batch in tried.batches:
-                    learn(run, batch, tried.labels, exchange=batch is tried.batches[-1])
+            for number, (batch, labels) in enumerate(weighed, start=1):
+                learn(run, batch, labels, exchange=number == len(weighed))
             norm = advance(run, parameters, rate)
 
             found = figures(Sums(*place.summed(losses)), recipe.loss, words, codes)
-            if tried is not None:
-                found["drawn_right"] = tried.right
+            for each in beside:
+                found |= each.figures
             if log:
                 more = {"rate": rate, "norm": norm, "padding": 1 - tokens / places}
                 if any(lost):
@@ -138,6 +140,16 @@ def train_janus(
                     if log:
                         log.write(scores)
     export(run)
+
+
+def learned_beside(run: Run) -> list[Weighted]:
+    """What the recipe has a step learn beside its data."""
+    found = []
+    if run.recipe.mistakes is not None:
+        found.append(tell_apart(run, run.recipe.mistakes))
+    if run.recipe.reinforce is not None:
+        found.append(rollout(run, run.recipe.reinforce))
+    return found
 
 
 def cost_of(run: Run) -> Cost:

@@ -14,6 +14,7 @@ FIRST = (
     "text_loss",
     "picture_loss",
     "drawn_right",
+    "told_apart",
     "rate",
     "norm",
     "tokens_per_second",

@@ -12,9 +12,7 @@ P prompts of a step, K pictures of each.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from itertools import count
-from math import ceil
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,14 +23,12 @@ from janus.inference.draw import draw_codes
 from janus.inference.draw_batch import Picture
 from janus.models.janus import Janus
 from janus.processing.image import to_pictures
-from janus.training.data.example import Example, drawing_example
+from janus.training.data.example import drawing_example
 from janus.training.data.order import hashed
 from janus.training.data.outline import Geometry
-from janus.training.data.packing import Batch, best_fit, place
-from janus.training.parallel import Ranks
 from janus.training.parts import eval_mode
 from janus.training.recipe.learning import Reinforcement
-from janus.training.recipe.recipe import Recipe
+from janus.training.weighted import Weighted, batches_of, weighted
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.draws import pick
 
@@ -43,34 +39,11 @@ TRIES = 100  # prompts that are too long for a row are drawn anew
 DECODED = 8  # pictures that the tokenizer decodes at once: on a CPU more take longer
 
 
-@dataclass(frozen=True)
-class Rollouts:
-    """What a process learns from its own drawings of a step.
-
-    The `weights` of the `batches` are the advantages of their pictures, and `labels` what to divide the sums
-    of their losses by (`objectives.total`). `right`: the share of right ones among the pictures of all
-    processes.
-    """
-
-    batches: list[Batch]
-    labels: float
-    right: Tensor
-
-
-def check_rollouts(recipe: Recipe, place: Ranks) -> None:
-    """ValueError where there are fewer prompts than processes to draw them."""
-    settings = recipe.reinforce
-    if settings is not None and settings.prompts < place.size:
-        raise ValueError(
-            f"reinforce.prompts = {settings.prompts} cannot be shared out to {place.size} processes: give "
-            f"{place.size} or more"
-        )
-
-
-def rollout(run: Run, settings: Reinforcement) -> Rollouts:
+def rollout(run: Run, settings: Reinforcement) -> Weighted:
     """Draw this process's share of the prompts of the run's next step, and have the pictures judged.
 
-    Pictures of prompts of which all or none came out right teach nothing and are left out.
+    They count as their advantages. Pictures of prompts of which all or none came out right teach nothing and
+    are left out.
     """
     assert isinstance(run.model, Janus)  # the recipe was checked
     geometry, each_prompt = Geometry.of(run.model.config), settings.pictures
@@ -86,10 +59,11 @@ def rollout(run: Run, settings: Reinforcement) -> Rollouts:
         for each in kept
     ]
     drawn = settings.prompts * each_prompt
-    return Rollouts(
-        batches=[replace(batch, weights=advantages[batch.seeds]) for batch in batches_of(run, examples)],
+    right = run.place.summed(rewards.sum().to(run.place.device)) / drawn
+    return Weighted(
+        batches=weighted(batches_of(run, examples), advantages),
         labels=drawn * geometry.tokens / settings.weight,
-        right=run.place.summed(rewards.sum().to(run.place.device)) / drawn,
+        figures={"drawn_right": right},
     )
 
 
@@ -160,26 +134,6 @@ def judge(model: Janus, codes: Tensor, wanted: Sequence[shapes.Spec]) -> Tensor:
     ]
     right = [shapes.verify(np.asarray(picture), spec) for picture, spec in zip(pictures, wanted, strict=True)]
     return torch.tensor(right, dtype=torch.float32)
-
-
-def batches_of(run: Run, examples: Sequence[Example]) -> list[Batch]:
-    """The examples in rows as long, and batches of at most as many rows, as those of the data."""
-    length = run.recipe.data.sequence_length
-    rows = best_fit([len(example) for example in examples], length)
-    turns = ceil(len(rows) / run.loader.rows)
-    batches = []
-    for turn in range(turns):
-        own = rows[turn::turns]
-        numbers = count()
-        batches.append(
-            place(
-                [examples[each] for row in own for each in row],
-                [[next(numbers) for _ in row] for row in own],
-                length,
-                run.processor.tokenizer.pad_id,
-            )
-        )
-    return batches
 
 
 def group_advantages(rewards: Tensor) -> Tensor:

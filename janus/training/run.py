@@ -43,7 +43,6 @@ from janus.training.parallel import Ranks, clip, gathered, is_split, near, paral
 from janus.training.parts import AnyModel, eval_mode, freeze, remove_alignment, trained
 from janus.training.recipe.learning import FlowLearning
 from janus.training.recipe.recipe import Recipe
-from janus.training.reinforce import check_rollouts
 from janus.training.samples import check_scenes
 from janus.training.siglip import ContrastObjective, Pairs, add_contrast
 from janus.training.start import (
@@ -55,6 +54,7 @@ from janus.training.start import (
     start_vae,
     with_defaults,
 )
+from janus.training.weighted import check_shares
 from janus.training.widen import widen_linears
 from janus.weights.vae import RELEASED, own_vae, save_vae
 
@@ -100,7 +100,7 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
     Raises ValueError, among all that reading raises, where it is of another recipe.
     """
     check_pictures(recipe)
-    check_rollouts(recipe, place)
+    check_shares(recipe, place)
     found = find_checkpoint(recipe, folder, place)
     if found is None:
         processor = _stating(start_processor(recipe.model), recipe)

@@ -21,8 +21,9 @@ from janus.training.parallel import Ranks
 from janus.training.recipe.file import read_recipe
 from janus.training.recipe.learning import Reinforcement
 from janus.training.recipe.recipe import Recipe
-from janus.training.reinforce import check_rollouts, draw, group_advantages, judge, rollout, tasks
+from janus.training.reinforce import draw, group_advantages, judge, rollout, tasks
 from janus.training.run import Run, begin
+from janus.training.weighted import check_shares
 from janus.training.worlds import shapes
 
 PROGRAM = Path(__file__).with_name("run_rank.py")
@@ -196,7 +197,7 @@ def test_the_loss_is_the_policy_gradient(weight: float, run: Run, settings: Rein
     rewards = judge(model, codes, [task.drawing.spec for task in wanted])
     advantages = group_advantages(rewards.view(settings.prompts, -1)).flatten()
     assert 0 < rewards.sum() < len(rewards)  # or nothing would be tested
-    assert float(found.right) == pytest.approx(float(rewards.mean()))
+    assert float(found.figures["drawn_right"]) == pytest.approx(float(rewards.mean()))
 
     expected = -(advantages * likelihoods(run, codes)).sum() / (len(wanted) * 64) * settings.weight
     loss = sum(sums(model, batch).picture for batch in found.batches) / found.labels
@@ -238,7 +239,7 @@ def test_a_step_that_teaches_nothing_still_has_a_batch(run: Run, settings: Reinf
     with torch.no_grad():  # all pictures are alike, and none is right
         janus_of(run).image_head.out.bias[0] = 1e4
     found = rollout(run, settings)
-    assert float(found.right) == 0
+    assert float(found.figures["drawn_right"]) == 0
     (batch,) = found.batches
     assert batch.weights is not None
     assert batch.weights.tolist() == [0]
@@ -269,6 +270,6 @@ def test_two_processes_learn_as_one(
 
 
 def test_prompts_for_every_process(recipe: Recipe) -> None:
-    check_rollouts(recipe, replace(ALONE, size=4))
+    check_shares(recipe, replace(ALONE, size=4))
     with pytest.raises(ValueError, match=r"reinforce.prompts = 4 cannot be shared out to 5 .*give 5 or more"):
-        check_rollouts(recipe, replace(ALONE, size=5))
+        check_shares(recipe, replace(ALONE, size=5))

@@ -253,7 +253,7 @@ def rollouts_memory(config: JanusConfig, recipe: Recipe, ranks: int) -> int:
 
 def _kinds(recipe: Recipe) -> list[Kind]:
     given = {source.task for source in recipe.data.sources}
-    if recipe.reinforce is not None:
+    if recipe.reinforce is not None or recipe.mistakes is not None:
         given.add("drawing")
     return [kind for kind in KINDS if kind in given]
 

@@ -7,6 +7,7 @@ from typing import Literal
 
 from janus.training.recipe.fields import RecipeError, Section, check_name, check_names, number, show
 from janus.training.vq.discriminator import least_side
+from janus.training.worlds.shapes.mistakes import MISTAKABLE
 from janus.training.worlds.shapes.sampling import CATEGORIES, COLORED
 from janus.training.worlds.shapes.scene import COLORS, NEW_COLORS
 
@@ -129,6 +130,24 @@ class Reinforcement(Section):
             if not self.of_color:
                 text = f"{show(self.color)} is in no prompt of these categories: add {' or '.join(COLORED)}"
                 raise RecipeError(("color",), text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistakes(Section):
+    """How a Janus learns which words of a caption belong together: `janus.training.mistakes`.
+
+    In every step there are so many `pairs`: a picture of a `world`, of its `categories` that can be mistaken
+    (all of them if none are named) and of training's combinations, with its caption and one that is mistaken.
+    `weight` is what a pair's loss counts, in the mean over them.
+    """
+
+    world: Literal["shapes"]
+    categories: tuple[str, ...] = ()
+    pairs: int = number(16, least=1)
+    weight: float = number(1.0, above=0)
+
+    def check(self) -> None:
+        check_names("categories", self.categories, MISTAKABLE)
 
 
 def _check_discriminator(learning: VQLearning | VAELearning) -> None:

@@ -17,7 +17,7 @@ from janus.models.vae import VAEConfig
 from janus.training.parts import FLOW_PARTS, PARTS, VAE_PARTS, VQ_PARTS, check_parts
 from janus.training.recipe.architecture import render_architecture
 from janus.training.recipe.fields import NONE, RecipeError, Section, number
-from janus.training.recipe.learning import FlowLearning, Reinforcement, VAELearning, VQLearning
+from janus.training.recipe.learning import FlowLearning, Mistakes, Reinforcement, VAELearning, VQLearning
 from janus.training.recipe.sections import (
     Data,
     LoRA,
@@ -41,16 +41,16 @@ Task = Literal["janus", "sft", "siglip", "vq", "vae"]
 class Recipe(Section):
     """A run of training.
 
-    `task`: "janus" trains on a mixture of tasks at a ratio; "sft" fine-tunes a whole checkpoint, on a ratio
-    or else on sources by their weights; "siglip" trains the vision tower, with the language model as the
-    other tower, to tell which captions are of which pictures (`janus.training.siglip`); "vq" trains the
-    picture tokenizer, with the settings `vq`, and "vae" the autoencoder of JanusFlow's latents, with those of
-    `vae`. The `model` says what the weights begin as,
-    and which family they are of: a JanusFlow learns to draw with the settings `flow`, and a Janus with those
-    of `reinforce` from what it draws itself. `train` names the parts that learn (`janus.training.parts`),
-    beside those that get adapters by `lora`. `data` are read for so many `steps`, each of a `batch` of rows
-    (packed ones; documents without packing; pictures for "siglip", "vq" and "vae") over all processes
-    (`parallel`), which take theirs in `accumulate` turns.
+    `task`: "janus" trains on a mixture of tasks at a ratio; "sft" fine-tunes a whole checkpoint, on a
+    ratio or else on sources by their weights; "siglip" trains the vision tower, with the language model
+    as the other tower, to tell which captions are of which pictures (`janus.training.siglip`); "vq"
+    trains the picture tokenizer, with the settings `vq`, and "vae" the autoencoder of JanusFlow's
+    latents, with those of `vae`. The `model` says what the weights begin as, and which family they are
+    of: a JanusFlow learns to draw with the settings `flow`, and a Janus with those of `reinforce` from
+    what it draws itself, and of `mistakes` from captions that are mistaken. `train` names the parts that
+    learn (`janus.training.parts`), beside those that get adapters by `lora`. `data` are read for so many
+    `steps`, each of a `batch` of rows (packed ones; documents without packing; pictures for "siglip",
+    "vq" and "vae") over all processes (`parallel`), which take theirs in `accumulate` turns.
 
     `optimizer`, `schedule` and the weights in `loss` say how it learns. `precision`: "autocast" keeps the
     weights in float32 and computes in bfloat16, "bfloat16" keeps them in it too; sums over processes are
@@ -79,6 +79,7 @@ class Recipe(Section):
     vae: VAELearning | None = None
     flow: FlowLearning | None = None
     reinforce: Reinforcement | None = None
+    mistakes: Mistakes | None = None
     lora: LoRA | None = None
     log: Log = field(default_factory=Log)
     checkpoint: Checkpoints = field(default_factory=Checkpoints)
@@ -158,6 +159,7 @@ class Recipe(Section):
                 ("model", "code_embedding"): self.model.code_embedding != "random",
                 ("defaults", "temperatures"): bool(self.defaults and self.defaults.temperatures),
                 ("reinforce",): self.reinforce is not None,
+                ("mistakes",): self.mistakes is not None,
             }
             if flow
             else {

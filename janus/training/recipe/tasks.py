@@ -38,6 +38,7 @@ def check_autoencoder(recipe: Recipe) -> None:
         ("lora",): recipe.lora is not None,
         ("flow",): recipe.flow is not None,
         ("reinforce",): recipe.reinforce is not None,
+        ("mistakes",): recipe.mistakes is not None,
         (other,): getattr(recipe, other) is not None,
         ("loss",): recipe.loss != LossWeights(),
         ("evaluate",): recipe.evaluate is not None,
@@ -80,6 +81,7 @@ def check_siglip(recipe: Recipe) -> None:
         ("lora",): recipe.lora is not None,
         ("flow",): recipe.flow is not None,
         ("reinforce",): recipe.reinforce is not None,
+        ("mistakes",): recipe.mistakes is not None,
         ("loss",): recipe.loss != LossWeights(),
         ("evaluate",): recipe.evaluate is not None,
         ("defaults",): recipe.defaults is not None,
@@ -109,12 +111,15 @@ def check_janus(recipe: Recipe) -> None:
     if recipe.lora is not None and recipe.lora.targets == LoRA().targets and "language" in recipe.train:
         text = '"language" learns as a whole, and by the adapters of lora: take it out of one of them'
         raise RecipeError(("train", recipe.train.index("language")), text)
-    if recipe.reinforce is not None and not recipe.loss.picture:
-        text = "is 0, and to reinforce, weights of drawings are multiples of it: raise it"
-        raise RecipeError(("loss", "picture"), text)
-    if recipe.reinforce is not None and recipe.parallel.kind == "fsdp":
-        text = 'is "fsdp", and to reinforce, each process draws with the whole model: give "ddp"'
-        raise RecipeError(("parallel", "kind"), text)
+    for name in ("reinforce", "mistakes"):
+        if getattr(recipe, name) is None:
+            continue
+        if not recipe.loss.picture:
+            text = f"is 0, and weights of the drawings of {name} are multiples of it: raise it"
+            raise RecipeError(("loss", "picture"), text)
+        if recipe.parallel.kind == "fsdp":
+            text = f'is "fsdp", and for {name} each process has the whole model: give "ddp"'
+            raise RecipeError(("parallel", "kind"), text)
 
 
 def _of_documents(data: Data, more: tuple[str, ...] = ()) -> dict[tuple[str, ...], bool]:

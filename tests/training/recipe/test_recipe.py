@@ -209,7 +209,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "judged-split": (
         changed(JANUS, reinforce={"world": "shapes"}, parallel={"kind": "fsdp"}),
         "parallel.kind",
-        'is "fsdp", and to reinforce, each process draws with the whole model: give "ddp"',
+        'is "fsdp", and for reinforce each process has the whole model: give "ddp"',
     ),
     "judged-vq": (
         changed(VQ, reinforce={"world": "shapes"}),
@@ -569,7 +569,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str, str]] = {
     "reinforce-nothing": (
         changed(JANUS, reinforce={"world": "shapes"}, loss={"picture": 0}),
         "loss.picture",
-        "is 0, and to reinforce, weights of drawings are multiples of it: raise it",
+        "is 0, and weights of the drawings of reinforce are multiples of it: raise it",
     ),
     "vq-backbone": (changed(VQ, model__backbone="x"), "model.backbone", 'says nothing to task = "vq"'),
     "vq-vision": (changed(VQ, model__vision="x"), "model.vision", 'says nothing to task = "vq": take it out'),
