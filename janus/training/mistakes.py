@@ -41,9 +41,10 @@ ENCODED = 8  # pictures that the tokenizer encodes at once
 
 @dataclass(frozen=True)
 class Pair:
-    """A drawing with its caption, and a caption that is mistaken."""
+    """A drawing with a caption, and one of the same wording that is mistaken."""
 
     drawing: shapes.Drawing
+    caption: str
     mistaken: str
 
 
@@ -52,7 +53,7 @@ def tell_apart(run: Run, settings: Mistakes) -> Weighted:
     assert isinstance(run.model, Janus)  # the recipe was checked
     geometry, given = Geometry.of(run.model.config), pairs(run, settings)
     codes = codes_of(run, [pair.drawing for pair in given])
-    captions = [pair.drawing.caption for pair in given] + [pair.mistaken for pair in given]
+    captions = [pair.caption for pair in given] + [pair.mistaken for pair in given]
     # The seed, which only a flow needs, is the picture's number: in batches they are in another order.
     examples = [
         drawing_example(run.processor, caption, codes[number % len(given)], geometry, seed=number)
@@ -93,9 +94,14 @@ def _pair(run: Run, settings: Mistakes, random: np.random.Generator) -> Pair:
         wrong = mistake(random, drawing.meaning)
         if wrong is None:
             continue
-        mistaken = shapes.caption(random, wrong)
-        if max(len(run.processor.draw_prompt(each)) for each in (drawing.caption, mistaken)) <= room:
-            return Pair(drawing, mistaken)
+        wording = int(
+            random.integers(2**63)
+        )  # one for both, or the pair would differ in more than the mistake
+        caption, mistaken = (
+            shapes.caption(np.random.default_rng(wording), spec) for spec in (drawing.spec, wrong)
+        )
+        if max(len(run.processor.draw_prompt(each)) for each in (caption, mistaken)) <= room:
+            return Pair(drawing, caption, mistaken)
     raise ValueError(
         f"data.sequence_length = {limit} leaves no room for the pairs of mistakes: prompts have more than "
         f"{room} tokens, so raise it"

@@ -1,6 +1,7 @@
 """Pictures told from what their captions would mean by mistake, on the model that ships."""
 
 from dataclasses import replace
+from difflib import SequenceMatcher
 from pathlib import Path
 
 import pytest
@@ -80,7 +81,7 @@ def differences(run: Run, settings: Mistakes) -> Tensor:
 
     return torch.stack(
         [
-            likelihood(pair.drawing.caption, own) - likelihood(pair.mistaken, own)
+            likelihood(pair.caption, own) - likelihood(pair.mistaken, own)
             for pair, own in zip(given, codes, strict=True)
         ]
     )
@@ -114,7 +115,7 @@ def test_a_step_tells_them_further_apart(run: Run, settings: Mistakes) -> None:
 
 def test_pairs_are_those_of_the_step_and_shared_out(run: Run, settings: Mistakes) -> None:
     whole = pairs(run, settings)
-    assert len({pair.drawing.caption for pair in whole}) == settings.pairs
+    assert len({pair.caption for pair in whole}) == settings.pairs
     assert all(pair.drawing.held_out is None for pair in whole)
     shares = [pairs(replace(run, place=replace(ALONE, rank=rank, size=2)), settings) for rank in (0, 1)]
     assert {pair.mistaken for share in shares for pair in share} == {pair.mistaken for pair in whole}
@@ -124,9 +125,15 @@ def test_pairs_are_those_of_the_step_and_shared_out(run: Run, settings: Mistakes
     related = pairs(run, replace(settings, categories=("position",), pairs=20))
     assert {pair.drawing.category for pair in related} == {"position"}
     for pair in whole:
-        wrong = shapes.parse(pair.mistaken)
+        right, wrong = shapes.parse(pair.caption), shapes.parse(pair.mistaken)
+        assert right is not None
         assert wrong is not None
+        assert shapes.verify(pair.drawing.picture, right)
         assert not shapes.verify(pair.drawing.picture, wrong)
+        one, other = pair.caption.split(), pair.mistaken.split()
+        matching = SequenceMatcher(None, one, other, autojunk=False).get_matching_blocks()
+        # Of one wording: two colors are others, or the few words of a relation.
+        assert 0 < len(one) - sum(block.size for block in matching) <= 5
 
 
 def test_captions_that_no_row_holds_are_refused(run: Run, settings: Mistakes) -> None:
