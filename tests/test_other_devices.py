@@ -390,7 +390,7 @@ def test_a_flow_runs_on_mps_and_gives_what_the_cpu_does(data: Path) -> None:
     with mac(), apple() as seen:
         result = flow_verbs(janus.load(folder / "checkpoint", **options), data)
     for one, other in zip(result.pop("pictures"), expected.pop("pictures"), strict=True):
-        # Rows side by side are attended to by another of the CPU's kernels: rounded to 8 bits, one value shows it.
+        # Rows side by side are attended to by another of the CPU's kernels: of 8 bits, one value shows it.
         differing = np.abs(one.astype(int) - other)[one != other]
         assert len(differing) <= 3
         assert set(differing) <= {1}

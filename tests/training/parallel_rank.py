@@ -1,4 +1,4 @@
-"""One of two or four processes that learn from their share of batches: `parallel_rank.py FOLDER CHECKPOINT`.
+"""A process of two or four that learns from its share of batches: `parallel_rank.py FOLDER CHECKPOINT FLOW`.
 
 It reads FOLDER/run.pt and FOLDER/whole/, which one process wrote, and writes what it has after a step of each
 kind of run to FOLDER/<kind>-<rank>.pt, and each run to FOLDER/<kind>/.
@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 
 from janus.models.janus import Janus
+from janus.models.janusflow import JanusFlow
+from janus.processing.processor import Processor
 from janus.training import checkpoint
 from janus.training.costs.weigh import checkpoint_blocks
 from janus.training.data.packing import Batch
 from janus.training.ema import EMA
+from janus.training.flow import FlowObjective, add_alignment
 from janus.training.objectives import Objective, Sums, total
 from janus.training.optimizer import build_optimizer
 from janus.training.parallel import (
@@ -31,9 +34,10 @@ from janus.training.parallel import (
     ranks,
     whole,
 )
-from janus.training.parts import STAGE_1, freeze, trained
+from janus.training.parts import FLOW_STAGE_3, STAGE_1, freeze, trained
+from janus.training.recipe.learning import FlowLearning
 from janus.training.recipe.recipe import Recipe
-from janus.training.recipe.sections import Parallel
+from janus.training.recipe.sections import LossWeights, Parallel
 from janus.training.run import learning, tensors
 
 KINDS = {
@@ -84,6 +88,28 @@ def one_step(recipe: Recipe, path: str, batches: list[Batch], place: Ranks) -> d
     }
 
 
+def flow_step(recipe: Recipe, path: str, batches: list[Batch], place: Ranks) -> dict[str, Any]:
+    """The losses and gradients of a JanusFlow, of this process's share of the batches; nothing is changed."""
+    model = JanusFlow.from_pretrained(path, device="cpu", dtype=torch.float32)
+    freeze(model, FLOW_STAGE_3)
+    add_alignment(model, 1, tokens=None)
+    config = Processor.from_pretrained(path).config
+    alone = FlowObjective(model, FlowLearning(aligned_after=1), config)
+    objective = parallelize(alone, replace(recipe, train=FLOW_STAGE_3), place)
+    share = len(batches) // place.size
+    turns = batches[place.rank * share : (place.rank + 1) * share]
+    losses = torch.zeros(3)
+    for turn in turns:
+        with gradient_sync(objective, turn is turns[-1]):
+            found = objective(turn)
+            total(Sums(*found), LossWeights(), 100 / place.size).backward()
+        losses += torch.stack([loss.detach() for loss in found])
+    return {
+        "losses": place.summed(losses),
+        "gradients": {name: whole(weight.grad).clone() for name, weight in trained(model).items()},
+    }
+
+
 def twice_the_same(recipe: Recipe, path: str, batches: list[Batch], place: Ranks) -> bool:
     """Whether what DDP makes of the same batches, of a step that changes nothing, is the same to the bit."""
     model = Janus.from_pretrained(path, device="cpu", dtype=torch.float32)
@@ -108,7 +134,7 @@ def plain(values: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: whole(tensor).clone() for name, tensor in values.items()}
 
 
-def main(folder: Path, path: str) -> None:
+def main(folder: Path, path: str, flow: str) -> None:
     torch.set_num_threads(1)
     given = torch.load(folder / "run.pt", weights_only=False)  # the test's own file
     with ranks("cpu") as place:
@@ -116,6 +142,11 @@ def main(folder: Path, path: str) -> None:
             torch.save(mean_of_sixteen_bits(place), folder / f"mean-{place.rank}.pt")
             same = twice_the_same(given["recipe"], path, given["batches"], place)
             torch.save(same, folder / f"twice-{place.rank}.pt")
+        if place.size == 2:
+            for kind in ("ddp", "fsdp"):
+                recipe = replace(given["recipe"], **KINDS[kind])
+                ended = flow_step(recipe, flow, given["flow"], place)
+                torch.save(ended, folder / f"flow-{kind}-{place.rank}.pt")
         for kind, changes in (KINDS if place.size == 2 else KINDS_OF_FOUR).items():
             recipe = replace(given["recipe"], **changes)
             ended = one_step(recipe, path, given["batches"], place)
@@ -144,4 +175,4 @@ def main(folder: Path, path: str) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), *sys.argv[2:])

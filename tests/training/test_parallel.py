@@ -4,16 +4,19 @@ import runpy
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from janus.models.vae import VAE
 from janus.processing.processor import Processor
 from janus.training import checkpoint
 from janus.training.data.example import Example
 from janus.training.data.packing import pad
+from janus.training.flow import with_latents
 from janus.training.parallel import Ranks, clip, mesh_shape, ranks, rows_of
 from janus.training.parts import STAGE_1, STAGE_3
 from janus.training.recipe.recipe import Recipe
@@ -46,6 +49,10 @@ def written(
     checkpoint: str,
     make: Callable[[str, int], Example],
     reads: Processor,
+    flow_checkpoint: str,
+    make_flow: Callable[[str, int], Example],
+    flow_reads: Processor,
+    flow_vae: VAE,
     tmp_path_factory: pytest.TempPathFactory,
     torchrun: Callable[..., subprocess.CompletedProcess[str]],
 ) -> tuple[Path, Found]:
@@ -58,9 +65,20 @@ def written(
         pad([make("drawing", 4)], pad_id),
         pad([make("understanding", 5)], pad_id),
     ]
-    torch.save({"recipe": recipe, "batches": batches}, folder / "run.pt")
+    # One process has words alone, the other all that is drawn and seen.
+    tasks = ("text", "text"), ("text",), ("drawing", "dropped"), ("understanding",)
+    numbers = count()
+    flow = [
+        with_latents(
+            pad([make_flow(task, next(numbers)) for task in row], flow_reads.tokenizer.pad_id), flow_vae
+        )
+        for row in tasks
+    ]
+    torch.save({"recipe": recipe, "batches": batches, "flow": flow}, folder / "run.pt")
     alone = runpy.run_path(str(PROGRAM))["one_step"]
     found: Found = {}
+    one = runpy.run_path(str(PROGRAM))["flow_step"](recipe, flow_checkpoint, flow, Ranks(torch.device("cpu")))
+    found["flow"] = [one]
     for precision in ("float32", "bfloat16", "autocast"):
         found[precision] = [
             alone(replace(recipe, precision=precision), checkpoint, batches, Ranks(torch.device("cpu")))
@@ -68,10 +86,12 @@ def written(
     save(folder / "whole", found["float32"][0], recipe)
     program = runpy.run_path(str(PROGRAM))
     for size, kinds in ((2, "KINDS"), (4, "KINDS_OF_FOUR")):
-        run = torchrun(PROGRAM, folder, checkpoint, ranks=size)
+        run = torchrun(PROGRAM, folder, checkpoint, flow_checkpoint, ranks=size)
         assert run.returncode == 0, run.stderr
         for kind in program[kinds]:
             found[kind] = [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(size)]
+    for kind in ("flow-ddp", "flow-fsdp"):
+        found[kind] = [torch.load(folder / f"{kind}-{rank}.pt") for rank in range(2)]
     return folder, found
 
 
@@ -91,6 +111,19 @@ def test_several_processes_learn_as_one(kind: str, written: tuple[Path, Found]) 
         for name, gradient in alone["gradients"].items():
             error = (ended["gradients"][name] - gradient).abs().max() / gradient.abs().max()
             assert error <= 3e-6, f"{name} is off by {error:.1e} of its largest"  # sums in another order
+
+
+@pytest.mark.parametrize("kind", ["flow-ddp", "flow-fsdp"])
+def test_two_processes_learn_a_flow_as_one(kind: str, written: tuple[Path, Found]) -> None:
+    """Of which one draws nothing."""
+    (alone,) = written[1]["flow"]
+    for ended in written[1][kind]:
+        # In float32, summed in another order.
+        torch.testing.assert_close(ended["losses"], alone["losses"], rtol=1e-5, atol=0)
+        assert ended["gradients"].keys() == alone["gradients"].keys()
+        for name, gradient in alone["gradients"].items():
+            error = (ended["gradients"][name] - gradient).abs().max() / gradient.abs().max()
+            assert error <= 1e-5, f"{name} is off by {error:.1e} of its largest"  # sums in another order
 
 
 def test_gradients_are_scaled_to_the_limit_and_no_further() -> None:
