@@ -246,7 +246,7 @@ def test_what_is_logged(straight: tuple[Path, list[dict[str, Any]]]) -> None:
     assert all("kl" in record for record in steps)
     assert ["discriminator" in record for record in steps] == [False, False, False, True, True]
     shown = [record for record in whole_log(folder) if "drawn" in record]
-    assert [record["step"] for record in shown] == [2, 4]
+    assert [record["step"] for record in shown] == [2, 4, 5]  # every second, and the last
     assert Image.open(folder / shown[0]["drawn"][0]["picture"]).size == (2 + 18, 2 + 2 * 18)
 
 
