@@ -309,7 +309,7 @@ def test_convert_writes_into_new_or_empty_folders_only(
         ),
         (
             ["draw", "a cat", "-m", "{checkpoint}", "--speculate", "-4"],
-            "speculate (codes guessed at once; 0 for none) must be a whole number of at least 0, not -4",
+            "speculate (codes read at once, all but one of them guessed; 0 for none) must be a whole number",
         ),
         (["draw", "a cat", "-m", "{checkpoint}", "--rows", "2"], "prefix and rows go together"),
     ],
