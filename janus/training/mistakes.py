@@ -2,9 +2,10 @@
 
 To a picture of "a red circle and a blue square" belongs a caption that says "a blue circle and a red square",
 of the very same words. The picture is to be likelier by its own caption than by that one: the loss of a pair
-is -log sigmoid(log p(picture | its caption) - log p(picture | the mistake)). What both have in common, where
-things happen to stand above all, is no part of the difference; imitation spends most of what it learns on
-that, and to it an exchange of colors is worth less than a hundredth of a picture's loss.
+is -log sigmoid(log p(picture | its caption) - log p(picture | the mistake)), of the codes up to that with
+which the pair is settled (`until_settled`). What both have in common, where things happen to stand above all,
+is no part of the difference; imitation spends most of what it learns on that, and to it an exchange of colors
+is worth less than a hundredth of a picture's loss.
 
 The gradient of a pair is that of two cross-entropies, weighted by how far the pair is from being told apart
 and the other way round: the differences are computed first, the weights then go with the batches.
@@ -37,6 +38,7 @@ from janus.training.worlds.shapes.mistakes import MISTAKABLE, mistake
 
 TRIES = 100  # pairs that cannot be mistaken, or are too long for a row, are drawn anew
 ENCODED = 8  # pictures that the tokenizer encodes at once
+SETTLED = 3.0  # nats, of which a pair is told apart: one is 20 times likelier than the other
 
 
 @dataclass(frozen=True)
@@ -60,20 +62,32 @@ def tell_apart(run: Run, settings: Mistakes) -> Weighted:
         for number, caption in enumerate(captions)
     ]
     batches = batches_of(run, examples)
-    likelihoods = torch.zeros(len(captions))
+    likelihoods = torch.zeros(len(captions), geometry.tokens)
     with torch.no_grad(), eval_mode(run.model):
         for batch in batches:
             with computing(run.recipe, run.place):
                 found = log_likelihoods(run.model, batch.to(run.place.device))
             likelihoods[batch.seeds] = found.cpu()
     own, others = likelihoods.chunk(2)
-    doubts = (others - own).sigmoid()
-    told = run.place.summed((own > others).sum().to(run.place.device).float())
+    unsettled = until_settled(own - others)
+    differences = ((own - others) * unsettled).sum(dim=1)
+    doubts = (-differences).sigmoid()[:, None] * unsettled
+    told = run.place.summed((differences > 0).sum().to(run.place.device).float())
     return Weighted(
         batches=weighted(batches, torch.cat((doubts, -doubts))),
         labels=settings.pairs / settings.weight,
         figures={"told_apart": told / settings.pairs},
     )
+
+
+def until_settled(differences: Tensor) -> Tensor:
+    """Of the differences (N, T) of a pair's codes, in order: 1 up to that with which it is settled, then 0.
+
+    What follows is a picture that the mistaken caption would not have begun so: to make it unlikely by that
+    caption teaches nothing that is needed to draw, and costs what is.
+    """
+    settled = differences.cumsum(dim=1) > SETTLED
+    return (settled.cumsum(dim=1) - settled.int() == 0).float()
 
 
 def pairs(run: Run, settings: Mistakes) -> list[Pair]:
@@ -118,7 +132,7 @@ def codes_of(run: Run, drawings: list[shapes.Drawing]) -> Tensor:
 
 
 def log_likelihoods(model: Janus, batch: Batch) -> Tensor:
-    """Of each picture that is drawn in a batch of codes: (M,) float32, the logarithm of its probability."""
+    """Of each code of the pictures drawn in a batch: (M, T) float32, the logarithm of its probability."""
     hidden = model.hidden_states(assemble(model, batch), documents=batch.document)
     logits = model.image_logits(hidden[batch.code_labels_mask]).float()
-    return -F.cross_entropy(logits, batch.codes.flatten(), reduction="none").view(len(batch.codes), -1).sum(1)
+    return -F.cross_entropy(logits, batch.codes.flatten(), reduction="none").view(len(batch.codes), -1)

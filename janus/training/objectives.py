@@ -65,9 +65,14 @@ def sums(model: Janus, batch: Batch) -> Sums:
         picture=cross_entropy(
             model.image_logits(hidden[batch.code_labels_mask]),
             batch.codes.flatten(),
-            None if batch.weights is None else batch.weights.repeat_interleave(batch.codes.shape[1]),
+            None if batch.weights is None else code_weights(batch.weights, batch.codes),
         ),
     )
+
+
+def code_weights(weights: Tensor, codes: Tensor) -> Tensor:
+    """Weights of drawings (M,), or of their codes (M, T) -> of all codes (M * T,)."""
+    return (weights[:, None] if weights.ndim == 1 else weights).expand(codes.shape).flatten()
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor | None = None) -> Tensor:

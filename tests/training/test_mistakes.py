@@ -11,7 +11,7 @@ from torch import Tensor
 
 from helpers.runs import quietly
 from janus.models.janus import Janus
-from janus.training.mistakes import codes_of, pairs, tell_apart
+from janus.training.mistakes import SETTLED, codes_of, pairs, tell_apart, until_settled
 from janus.training.objectives import sums
 from janus.training.parallel import Ranks
 from janus.training.recipe.file import parse_recipe
@@ -69,7 +69,7 @@ def janus_of(run: Run) -> Janus:
 
 
 def differences(run: Run, settings: Mistakes) -> Tensor:
-    """Of each pair, how much likelier its picture is by its own caption, one picture after another."""
+    """Of each pair, how much likelier its picture is by its own caption, until it is settled; one by one."""
     model, given = janus_of(run), pairs(run, settings)
     codes = codes_of(run, [pair.drawing for pair in given]).flatten(1)
 
@@ -77,14 +77,25 @@ def differences(run: Run, settings: Mistakes) -> Tensor:
         ids = torch.tensor([run.processor.draw_prompt(caption)])
         inputs = torch.cat((model.embed(ids), model.embed_codes(own[None, :-1])), dim=1)
         logits = model.image_logits(model.hidden_states(inputs)[0, ids.shape[1] - 1 :])
-        return -F.cross_entropy(logits, own, reduction="sum")
+        return -F.cross_entropy(logits, own, reduction="none")
 
-    return torch.stack(
-        [
-            likelihood(pair.caption, own) - likelihood(pair.mistaken, own)
-            for pair, own in zip(given, codes, strict=True)
-        ]
+    found = []
+    for pair, own in zip(given, codes, strict=True):
+        of_codes = likelihood(pair.caption, own) - likelihood(pair.mistaken, own)
+        total = torch.zeros(())
+        for each in of_codes:
+            total = total + each
+            if total > SETTLED:
+                break
+        found.append(total)
+    return torch.stack(found)
+
+
+def test_what_follows_a_settled_pair_counts_no_more() -> None:
+    differences = torch.tensor(
+        [[1.0, 1.5, 1.0, 5.0, -9.0], [1.0, -1.0, 1.0, -1.0, 2.0], [4.0, 0.0, 0.0, 0.0, 0.0]]
     )
+    assert until_settled(differences).tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1], [1, 0, 0, 0, 0]]
 
 
 @pytest.mark.parametrize("weight", [1.0, 0.25])

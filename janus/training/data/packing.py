@@ -29,7 +29,7 @@ class Batch:
     latents (M, c, h', w') are then those of the targets, once they are known, and seeds (M,) the examples'.
     document (B, L): documents of a row are numbered from 1, and padding is 0: a position sees those of its
     own number. positions (B, L) begin at 0 in every document. tasks: of the documents of each row. weights
-    (M,): what the loss of each drawn picture counts; all 1 without.
+    (M,) or (M, T): what the loss of each drawn picture, or of each of its codes, counts; all 1 without.
     """
 
     ids: Tensor
