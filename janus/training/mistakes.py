@@ -31,7 +31,7 @@ from janus.training.parallel import computing
 from janus.training.parts import eval_mode
 from janus.training.recipe.learning import Mistakes
 from janus.training.run import Run
-from janus.training.weighted import Weighted, batches_of, weighted
+from janus.training.weighted import Weighted, batches_of, prompt_room, weighted
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.draws import pick
 from janus.training.worlds.shapes.mistakes import MISTAKABLE, mistake
@@ -101,24 +101,22 @@ def pairs(run: Run, settings: Mistakes) -> list[Pair]:
 def _pair(run: Run, settings: Mistakes, random: np.random.Generator) -> Pair:
     """ValueError where no row holds such captions together with the codes."""
     assert isinstance(run.model, Janus)
-    limit, side = run.recipe.data.sequence_length, run.model.config.picture_size
-    room = limit - Geometry.of(run.model.config).tokens + 1  # the last code is not read
+    room, side = prompt_room(run), run.model.config.picture_size
     for _ in range(TRIES):
         drawing = shapes.drawing(random, category=pick(random, settings.categories or MISTAKABLE), side=side)
         wrong = mistake(random, drawing.meaning)
         if wrong is None:
             continue
-        wording = int(
-            random.integers(2**63)
-        )  # one for both, or the pair would differ in more than the mistake
+        # One wording for both, or the pair would differ in more than the mistake.
+        wording = int(random.integers(2**63))
         caption, mistaken = (
             shapes.caption(np.random.default_rng(wording), spec) for spec in (drawing.spec, wrong)
         )
         if max(len(run.processor.draw_prompt(each)) for each in (caption, mistaken)) <= room:
             return Pair(drawing, caption, mistaken)
     raise ValueError(
-        f"data.sequence_length = {limit} leaves no room for the pairs of mistakes: prompts have more than "
-        f"{room} tokens, so raise it"
+        f"data.sequence_length = {run.recipe.data.sequence_length} leaves no room for the pairs of mistakes: "
+        f"prompts have more than {room} tokens, so raise it"
     )
 
 

@@ -262,13 +262,13 @@ def gathered(model: AnyModel, place: Ranks) -> AnyModel | None:
 
 
 def near(model: AnyModel, recipe: Recipe, place: Ranks) -> AnyModel:
-    """A model that was `gathered`, moved to the process's GPU at the precision that it computes in, to draw.
+    """A model to draw with: of one that was `gathered`, a copy on the GPU, as precise as it computes.
 
-    It stays on the CPU where a GPU's free memory is less than twice what it takes.
+    It stays on the CPU where a GPU's free memory is less than twice what it takes; others are as they are.
     """
-    dtype = computing_dtype(recipe, place.device.type)
-    if place.device.type != "cuda":
+    if not is_split(recipe, place) or place.device.type != "cuda":
         return model
+    dtype = computing_dtype(recipe, place.device.type)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(place.device)
     takes = sum(weight.numel() for weight in model.parameters()) * dtype.itemsize

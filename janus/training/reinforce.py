@@ -28,7 +28,7 @@ from janus.training.data.order import hashed
 from janus.training.data.outline import Geometry
 from janus.training.parts import eval_mode
 from janus.training.recipe.learning import Reinforcement
-from janus.training.weighted import Weighted, batches_of, weighted
+from janus.training.weighted import Weighted, batches_of, prompt_room, weighted
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes.draws import pick
 
@@ -95,8 +95,7 @@ def _asked(
 ) -> tuple[shapes.Drawing, tuple[int, ...]]:
     """A drawing to be made and its prompt, which a row holds together with the codes; ValueError for none."""
     assert isinstance(run.model, Janus)
-    limit = run.recipe.data.sequence_length
-    room = limit - Geometry.of(run.model.config).tokens + 1  # the last code is not read
+    limit, room = run.recipe.data.sequence_length, prompt_room(run)
     for _ in range(TRIES):
         color = None if settings.color is None or random.random() < 0.5 else settings.color
         category = pick(random, settings.of_color if color else settings.categories or shapes.CATEGORIES)

@@ -252,9 +252,7 @@ def keep(run: Run) -> Path:
 def shown(run: Run) -> Iterator[AnyModel | None]:
     """The model as `averaged` gives it, and where it draws: of one that is split, a copy."""
     with averaged(run) as model:
-        if model is not None and is_split(run.recipe, run.place):
-            model = near(model, run.recipe, run.place)
-        yield model
+        yield None if model is None else near(model, run.recipe, run.place)
 
 
 @contextmanager
@@ -295,10 +293,9 @@ def export(run: Run) -> None:
             remove_alignment(model)
             model.save_pretrained(run.folder)
             if settings is not None and settings.is_choice:
-                if is_split(run.recipe, run.place):
-                    model = near(model, run.recipe, run.place)
+                near_by = near(model, run.recipe, run.place)
                 choice = choose_defaults(
-                    Pipeline(model, run.processor, vae=run.vae),
+                    Pipeline(near_by, run.processor, vae=run.vae),
                     guidances=settings.guidances,
                     temperatures=settings.temperatures or None,
                     prompts=settings.prompts,

@@ -50,6 +50,12 @@ def weighted(batches: Sequence[Batch], weights: Tensor) -> list[Batch]:
     return [replace(batch, weights=weights[batch.seeds]) for batch in batches]
 
 
+def prompt_room(run: Run) -> int:
+    """The most tokens of a prompt that a row holds together with the codes of its picture."""
+    assert run.geometry is not None  # codes are drawn
+    return run.recipe.data.sequence_length - run.geometry.tokens + 1  # the last code is not read
+
+
 def batches_of(run: Run, examples: Sequence[Example]) -> list[Batch]:
     """The examples in rows as long, and batches of at most as many rows, as those of the data."""
     length = run.recipe.data.sequence_length
