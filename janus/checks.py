@@ -8,6 +8,8 @@ from typing import Any
 # What helps where a model computes NaN.
 NOT_NUMBERS = "look for damaged weights with janus info --check, or load in float32 if this is a 16-bit dtype"
 
+MOST_GUIDANCE = 1_000_000  # far beyond what draws anything; differences of logits stay numbers
+
 
 def require_whole(name: str, value: Any, least: int | None = None) -> int:
     """`value` as an int; ValueError unless it is a whole number (numpy's count too), and at least `least`."""
@@ -34,8 +36,9 @@ def require_number(
 
 
 def require_guidance(value: Any) -> float:
-    """The scale of classifier-free guidance as a number of Python's; ValueError unless it is finite."""
-    return require_number("guidance", value, "a finite number, 1 for none")
+    """The scale of classifier-free guidance as a number of Python's; ValueError beyond `MOST_GUIDANCE`."""
+    wanted = f"a number from {-MOST_GUIDANCE} to {MOST_GUIDANCE}, 1 for none"
+    return require_number("guidance", value, wanted, least=-MOST_GUIDANCE, most=MOST_GUIDANCE)
 
 
 def is_number(value: Any) -> bool:

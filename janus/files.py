@@ -67,14 +67,19 @@ def require_folder(folder: Path, remedy: str) -> None:
         raise PermissionError(f"{shortened(folder)} cannot be written to: {remedy}")
 
 
+def is_file(path: str | Path) -> bool:
+    """Whether there is a file of this name, or could be: any text will do."""
+    try:
+        return Path(path).expanduser().is_file()
+    except (OSError, RuntimeError, ValueError):  # too long for a name, a home of nobody, a null byte
+        return False
+
+
 def require_picture(picture: str | Path, where: str = "") -> None:
     """FileNotFoundError, beginning with `where`, for a picture that is no file, nor a data: URI."""
-    try:
-        is_there = str(picture).startswith("data:") or Path(picture).is_file()
-    except OSError:  # too long for a name: a question, say, in a picture's place
-        is_there = False
-    if not is_there:
-        raise FileNotFoundError(f"{where}{shortened(picture)} is not a file: give the path of a picture")
+    if not (str(picture).startswith("data:") or is_file(picture)):
+        shown = shortened(picture) if str(picture) else repr(picture)
+        raise FileNotFoundError(f"{where}{shown} is not a file: give the path of a picture")
 
 
 def shortened(path: str | os.PathLike[str], limit: int = 120) -> str:

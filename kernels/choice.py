@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from janus.kernels import launch
 from janus.kernels.launch import DTYPES, INTERPRETED
+
+Answer = TypeVar("Answer")
 
 IMPLEMENTATIONS = ("triton", "torch")
 OPS = (
@@ -71,8 +75,10 @@ def parse(text: str) -> dict[str, str]:
     return _checked({op.strip(): implementation.strip() for op, _, implementation in pairs})
 
 
+_lock = threading.Lock()
+_demands = [parse(os.environ.get("JANUS_KERNELS", ""))]
 # A plain dict, so that torch.compile guards on it and compiles again after a change.
-_forced: dict[str, str] = parse(os.environ.get("JANUS_KERNELS", ""))
+_forced: dict[str, str] = _demands[0]
 
 
 @contextlib.contextmanager
@@ -81,22 +87,38 @@ def use(everything: str | None = None, /, **ops: str) -> Iterator[None]:
 
     Holds for all threads. A call that the forced kernel cannot serve raises RuntimeError.
     """
-    global _forced
-    outer = _forced
     wanted = {} if everything is None else dict.fromkeys(OPS, everything)
-    _forced = {**outer, **_checked({**wanted, **ops})}
+    demand = _checked({**wanted, **ops})
+    with _lock:
+        _demands.append(demand)
+        _settle()
     try:
         yield
     finally:
-        _forced = outer
+        with _lock:
+            # By identity: another thread may have come later, and stay longer, with one that is equal.
+            _demands[:] = [other for other in _demands if other is not demand]
+            _settle()
 
 
-@torch.compiler.assume_constant_result
+def _settle() -> None:
+    """Let the newest demand on each op hold."""
+    global _forced
+    _forced = {op: choice for demand in _demands for op, choice in demand.items()}
+
+
+def _constant(function: Callable[..., Answer]) -> Callable[..., Answer]:
+    """As `torch.compiler.assume_constant_result` does, which would import the compiler at every start."""
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@_constant
 def _new_enough(index: int | None) -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability(index) >= OLDEST_CAPABILITY
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def _driver_problem() -> str | None:
     return launch.driver_problem()
 

@@ -260,7 +260,10 @@ def test_preview(pipe: janus.Pipeline, vae: VAE) -> None:
         ({"n": 0}, "n must be a whole number of at least 1, not 0"),
         ({"steps": 0}, "steps must be a whole number of at least 1, not 0"),
         ({"steps": 2.5}, "steps must be a whole number of at least 1, not 2.5"),
-        ({"guidance": float("nan")}, "guidance must be a finite number, 1 for none, not nan"),
+        (
+            {"guidance": float("nan")},
+            "guidance must be a number from -1000000 to 1000000, 1 for none, not nan",
+        ),
         ({"method": "rk4"}, "method must be one of euler, midpoint, heun, not 'rk4'"),
         ({"size": 40}, "size 40 cannot be drawn: one or two multiples of 16"),
         ({"size": (32, 32, 32)}, r"size \(32, 32, 32\) cannot be drawn"),

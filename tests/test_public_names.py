@@ -154,6 +154,18 @@ def test_importing_imports_nothing_heavy() -> None:
     assert run(f"import sys, janus; print([name for name in {heavy} if name in sys.modules])") == ["[]"]
 
 
+def test_the_compiler_is_not_imported_unless_it_is_asked_for(data: Path) -> None:
+    """It takes longer than all else of loading a small model."""
+    code = """
+import sys, torch, janus
+torch.set_num_threads(1)
+pipe = janus.load(sys.argv[1], device="cpu", dtype="float32")
+pipe.ask("What is it?", pipe.draw("a cat", seed=1), max_new_tokens=2)
+print("torch._dynamo" in sys.modules)
+"""
+    assert run(code, str(data / "januspro" / "checkpoint")) == ["False"]
+
+
 def test_transformers_is_never_imported(data: Path) -> None:
     code = """
 import sys, torch, janus

@@ -18,6 +18,7 @@ from janus.devices import resolve_device, resolve_dtype
 from janus.models.janus import Janus
 from janus.models.janusflow import JanusFlow
 from janus.models.llama import JoinedLinear
+from janus.models.meta import on_meta
 from janus.models.multimodal import MultimodalModel
 from janus.models.quantized import (
     Quantization,
@@ -162,7 +163,7 @@ def empty_model(config: AnyConfig) -> Janus | JanusFlow:
     ValueError where no tensor can be so large.
     """
     try:
-        with torch.device("meta"):
+        with on_meta():
             return JanusFlow(config) if isinstance(config, JanusFlowConfig) else Janus(config)
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).split("\n")[0]

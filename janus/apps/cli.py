@@ -13,6 +13,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import janus
 from janus.apps import training_commands, use_commands
 from janus.apps.command import Command, is_parallel, shows
 
@@ -63,6 +64,7 @@ class _Mixing(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     """All commands and their options."""
     parser = argparse.ArgumentParser(prog="janus", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"janus {janus.__version__}")
     added = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Mixing)
     for name, command in COMMANDS.items():
         its_parser = added.add_parser(

@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from janus.apps.command import (
     load_pipeline,
     shows,
 )
-from janus.files import is_unfinished, require_folder, require_place
+from janus.files import is_file, is_unfinished, require_folder, require_place
 
 
 def _add_answer_options(command: argparse.ArgumentParser) -> None:
@@ -57,9 +57,20 @@ def _ask_options(command: argparse.ArgumentParser) -> None:
 
 def _ask(options: argparse.Namespace) -> int:
     pictures = [*options.picture, *options.image]
+    _check_order(options.picture, options.question)
     pipe = load_pipeline(options, *pictures)
     _print_stream(pipe.ask(options.question, pictures, stream=True, **_answer_choices(options)))
     return 0
+
+
+def _check_order(pictures: Sequence[str], question: str) -> None:
+    """ValueError where a picture stands in the question's place."""
+    if not is_file(question):
+        return
+    if not pictures:
+        raise ValueError(f"{question} is a picture, and nothing is asked: put a question after it")
+    if not any(map(is_file, pictures)):
+        raise ValueError(f"{question} comes after the question: put pictures before it")
 
 
 def _chat_options(command: argparse.ArgumentParser) -> None:
@@ -120,9 +131,7 @@ def _draw_options(command: argparse.ArgumentParser) -> None:
         metavar="CODES",
         help="codes read at once, all but one of them guessed",
     )
-    codes.add_argument(
-        "--prefix", type=Path, help="a picture of the model's own size to continue; with --rows"
-    )
+    codes.add_argument("--prefix", help="a picture of the model's own size to continue; with --rows")
     codes.add_argument("--rows", type=int, help="rows of codes to keep of --prefix")
     flow = command.add_argument_group("JanusFlow")
     flow.add_argument("--steps", type=int, help="from noise to the picture (the checkpoint's own, else 30)")
@@ -156,7 +165,9 @@ def _draw(options: argparse.Namespace) -> int:
 
     from janus.inference.ranks import from_all_ranks
 
-    require_place(options.output, "-o", ".png")
+    files = _numbered(options.output, len(options.prompt) * options.n)
+    for file in files:
+        require_place(file, "-o", ".png")
     pipe = load_pipeline(options, *([options.prefix] if options.prefix else []))
     seed = from_all_ranks(pipe.model, int(torch.seed() % 2**32))[0] if options.seed is None else options.seed
     names = ("n", "guidance", "batch_size", "temperature", "top_k", "top_p", "speculate", "prefix", "rows")
@@ -164,10 +175,7 @@ def _draw(options: argparse.Namespace) -> int:
     pictures = pipe.draw(options.prompt, seed=seed, progress=None if shows(options) else False, **chosen)
     if not shows(options):
         return 0
-    for index, picture in enumerate(pictures):
-        file = options.output
-        if len(pictures) > 1:
-            file = file.with_stem(f"{file.stem}-{index + 1}")
+    for index, (file, picture) in enumerate(zip(files, pictures, strict=True)):
         note = PngInfo()
         note.add_itxt("prompt", options.prompt[index // options.n])
         note.add_text("seed", f"{seed}, picture {index % options.n}")
@@ -176,8 +184,15 @@ def _draw(options: argparse.Namespace) -> int:
     return 0
 
 
+def _numbered(file: Path, count: int) -> list[Path]:
+    """What several pictures are written to: -1, -2, …; one has the name itself."""
+    if count <= 1:
+        return [file]
+    return [file.with_stem(f"{file.stem}-{number}") for number in range(1, count + 1)]
+
+
 def _reconstruct_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("image", type=Path)
+    command.add_argument("image")
     command.add_argument(
         "-o", "--output", type=Path, default=Path("reconstruction.png"), help="(%(default)s)"
     )

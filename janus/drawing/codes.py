@@ -85,7 +85,8 @@ class CodeDrawing:
         fits = len(sides) == 2 and all(isinstance(side, Integral) and side == own for side in sides)
         if size is not None and not fits:
             raise ValueError(
-                f"size {size} cannot be drawn: this model draws {own} x {own} pixels only; resize afterwards"
+                f"size {size!r} cannot be drawn: "
+                f"this model draws {own} x {own} pixels only; resize afterwards"
             )
 
     def _start(self, prefix: Any, rows: int | None) -> tuple[int, ...]:

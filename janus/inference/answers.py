@@ -97,10 +97,12 @@ class _Rows:
         first = [self.waiting.popleft() for _ in self.answering]
         prompts = [self._read(number) for number in first]
         self.cache.fill(prompts)
+        hidden = torch.stack([prompt.hidden for prompt in prompts])
+        del prompts  # as much memory again as what they filled
         if self.cache.starts is None:
             self.cache.starts = torch.zeros(len(first), dtype=torch.long, device=self.model.device)
         self.answering = list(first)
-        self.step.first(torch.stack([prompt.hidden for prompt in prompts]))
+        self.step.first(hidden)
         while True:
             for row, token in enumerate(self.step.tokens.tolist()):
                 yield from self._take(row, token)

@@ -83,7 +83,7 @@ def check_pictures(model: Janus, pictures: Sequence[Picture], guidance: float) -
     if begun.pop() >= model.config.picture_tokens:
         raise ValueError(f"all {model.config.picture_tokens} codes are given: there is nothing left to draw")
     for picture in pictures:
-        check_window(model, len(picture.prompt), model.config.picture_tokens)
+        check_window(model, len(picture.prompt), model.config.picture_tokens, drawn=True)
 
 
 def begin(
@@ -103,13 +103,13 @@ def begin(
     longest = max(row.length for row in rows)
     batch = prompt_caches.batch
     if batch is None or not batch.serves(len(pictures), longest, guidance, sampling, noise):
-        prompt_caches.batch = None  # its memory, before the next one takes as much
+        batch = prompt_caches.batch = None  # its memory, before the next one takes as much
         batch = prompt_caches.batch = DrawBatch(model, len(pictures), longest, guidance, sampling, noise)
     return batch, batch.begin(pictures, rows)
 
 
 class DrawBatch:
-    """Pictures that are drawn side by side: their cache, their noise, and the step that adds a code to each.
+    """Pictures that are drawn side by side: their cache, and the step that adds a code to each.
 
     It serves as many pictures as it was made for, batch after batch: what a GPU recorded for the first draws
     them all.
@@ -125,27 +125,24 @@ class DrawBatch:
         noise: Noise | None = None,
     ) -> None:
         device = model.device
-        self.model, self.count = model, count
-        self.guidance, self.sampling, self.noise = guidance, sampling, noise
+        self.model = model
+        # The step holds this and not the batch: what holds itself stays in memory until Python looks for it.
+        self.sampler = CodeSampler(model, count, guidance, sampling, noise)
         self.cache = StaticCache(
             model.language.config,
-            count * (1 if guidance == 1 else 2),
+            self.sampler.rows,
             # The last code is chosen, never fed.
             capacity_for(model, longest_prompt + model.config.picture_tokens - 1),
             device=device,
             dtype=model.dtype,
         )
-        self.patterns = torch.zeros(count, dtype=torch.long, device=device)
-        self.numbers = torch.zeros(count, dtype=torch.long, device=device)
-        # Top-p needs the whole distribution in order, and noise from elsewhere is not to be computed.
-        self.fused = noise is None and not sampling.sorts
         self.step = Step(
             model,
             self.cache,
             tokens=torch.zeros(count, dtype=torch.long, device=device),
             place=torch.zeros(1, dtype=torch.long, device=device),
-            feed=self.feed,
-            pick=self.pick,
+            feed=self.sampler.feed,
+            pick=self.sampler.pick,
             recordable=noise is None,
         )
 
@@ -153,29 +150,54 @@ class DrawBatch:
         self, count: int, longest_prompt: int, guidance: float, sampling: Sampling, noise: Noise | None
     ) -> bool:
         """Whether it was made for so many pictures, drawn alike, and has room for them."""
-        wanted = (count, guidance, sampling, noise)
         room = longest_prompt + self.model.config.picture_tokens - 1
-        return (
-            wanted == (self.count, self.guidance, self.sampling, self.noise) and room <= self.cache.capacity
-        )
+        return self.sampler.is_of(count, guidance, sampling, noise) and room <= self.cache.capacity
 
     def begin(self, pictures: Sequence[Picture], rows: list[PromptCache]) -> Tensor:
         """Continue these prompts by the codes that the pictures start with; -> the last hidden states."""
         self.cache.fill(rows)
-        self.patterns.copy_(seeds_as_int64([picture.seed for picture in pictures]))
-        self.numbers.copy_(torch.tensor([picture.number & WORD for picture in pictures]))
+        self.sampler.begin(pictures)
         start = len(pictures[0].start)
         self.step.place.fill_(start)
         hidden = torch.stack([row.hidden for row in rows])
         if start:
             codes = torch.tensor([picture.start for picture in pictures], device=self.model.device)
-            hidden = self.model.hidden_states(self.feed(codes), None, self.cache)[:, -1]
+            hidden = self.model.hidden_states(self.sampler.feed(codes), None, self.cache)[:, -1]
         return hidden
+
+    def shown(self, position: int, chosen: tuple[Tensor, ...]) -> DrawStep:
+        """What was chosen, kept from being overwritten by the next step."""
+        codes, logits = (tensor.clone() for tensor in chosen)
+        return DrawStep(position, *self.sampler.split(logits), codes)
+
+
+class CodeSampler:
+    """Chooses the next code of each of P pictures: by guidance, and by the noise of its seed and number."""
+
+    def __init__(
+        self, model: Janus, count: int, guidance: float, sampling: Sampling, noise: Noise | None
+    ) -> None:
+        self.model, self.count = model, count
+        self.guidance, self.sampling, self.noise = guidance, sampling, noise
+        self.rows = count * (1 if guidance == 1 else 2)
+        self.patterns = torch.zeros(count, dtype=torch.long, device=model.device)
+        self.numbers = torch.zeros(count, dtype=torch.long, device=model.device)
+        # Top-p needs the whole distribution in order, and noise from elsewhere is not to be computed.
+        self.fused = noise is None and not sampling.sorts
+
+    def is_of(self, count: int, guidance: float, sampling: Sampling, noise: Noise | None) -> bool:
+        """Whether it chooses for so many pictures, and by these settings."""
+        return (count, guidance, sampling, noise) == (self.count, self.guidance, self.sampling, self.noise)
+
+    def begin(self, pictures: Sequence[Picture]) -> None:
+        """Take these pictures' noise from here on."""
+        self.patterns.copy_(seeds_as_int64([picture.seed for picture in pictures]))
+        self.numbers.copy_(torch.tensor([picture.number & WORD for picture in pictures]))
 
     def feed(self, codes: Tensor) -> Tensor:
         """Codes (P,) or (P, S) -> embeddings (R, S, D) for both kinds of row."""
         codes = codes[:, None] if codes.ndim == 1 else codes
-        return self.model.embed_codes(codes).repeat(self.cache.rows // self.count, 1, 1)
+        return self.model.embed_codes(codes).repeat(self.rows // self.count, 1, 1)
 
     def pick(self, hidden: Tensor, place: Tensor) -> tuple[Tensor, ...]:
         """-> the codes (P,), and the logits (R, V) that they were chosen by."""
@@ -209,8 +231,3 @@ class DrawBatch:
     def split(self, logits: Tensor) -> tuple[Tensor, Tensor | None]:
         """The logits of the conditional rows and, with guidance, of the others."""
         return logits[: self.count], logits[self.count :] if self.guidance != 1 else None
-
-    def shown(self, position: int, chosen: tuple[Tensor, ...]) -> DrawStep:
-        """What was chosen, kept from being overwritten by the next step."""
-        codes, logits = (tensor.clone() for tensor in chosen)
-        return DrawStep(position, *self.split(logits), codes)

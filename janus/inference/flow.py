@@ -47,7 +47,7 @@ class FlowSampling:
     def __post_init__(self) -> None:
         require_whole("steps", self.steps, least=1)
         object.__setattr__(self, "guidance", require_guidance(self.guidance))
-        if self.method not in EVALUATIONS:
+        if self.method not in tuple(EVALUATIONS):
             raise ValueError(f"method must be one of {', '.join(EVALUATIONS)}, not {self.method!r}")
 
     @property
@@ -278,5 +278,5 @@ def _checked_shape(
             raise ValueError(
                 f"a prompt must have its first token and the picture's mark at least, not {picture.prompt}"
             )
-        check_window(model, len(picture.prompt), _tokens(size))
+        check_window(model, len(picture.prompt), _tokens(size), drawn=True)
     return (model.config.uvit.latent_channels, *size)

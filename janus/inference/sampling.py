@@ -17,6 +17,7 @@ from janus.checks import require_number, require_whole
 from janus.kernels.sample import WORD, exponential_noise, exponential_race, keep_top, seeds_as_int64
 
 Noise = Callable[[int], Tensor]  # from a position to exponentially distributed (B, V)
+HOTTEST = 1_000_000  # all are alike long before
 COLDEST = 1e-6  # below it, logits divided by the temperature could leave the range of float32
 SMALLEST = 5e-324  # the least number above 0
 
@@ -33,7 +34,8 @@ class Sampling:
     top_p: float | None = None
 
     def __post_init__(self) -> None:
-        temperature = require_number("temperature", self.temperature, "0 (greedy) or more", least=0)
+        wanted = f"0 (greedy) or more, up to {HOTTEST}"
+        temperature = require_number("temperature", self.temperature, wanted, least=0, most=HOTTEST)
         object.__setattr__(self, "temperature", temperature)
         if 0 < self.temperature < COLDEST:
             raise ValueError(

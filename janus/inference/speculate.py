@@ -137,11 +137,11 @@ def _steps(
 
     def choose(position: int, logits: Tensor) -> Tensor:
         """The codes (P,) that a position's noise gives by logits (R, V)."""
-        return batch.choose(logits, places[position : position + 1])
+        return batch.sampler.choose(logits, places[position : position + 1])
 
     logits = model.image_logits(hidden).float()
     codes[:, start] = choose(start, logits)
-    yield SpeculativeStep(start, *batch.split(logits), codes[:, start], 0)
+    yield SpeculativeStep(start, *batch.sampler.split(logits), codes[:, start], 0)
     sure = filled = start + 1  # codes before `sure` are final, and those from there to `filled` are guesses
     passes = 0
     while sure < end:
@@ -150,7 +150,7 @@ def _steps(
             clues = Clues(position, grid, codes[:, :position], partial(choose, position, logits))
             codes[:, position] = guess(clues)
         cache.truncate(shift + sure - 1)
-        hidden = model.hidden_states(batch.feed(codes[:, sure - 1 : last - 1]), None, cache)
+        hidden = model.hidden_states(batch.sampler.feed(codes[:, sure - 1 : last - 1]), None, cache)
         computed = model.image_logits(hidden).float().unbind(dim=1)
         drawn = torch.stack([choose(sure + ahead, each) for ahead, each in enumerate(computed)], dim=1)
         right = (codes[:, sure : last - 1] == drawn[:, :-1]).all(dim=0)
@@ -158,5 +158,5 @@ def _steps(
         passes += 1
         found, logits = 1 + int(right.cumprod(dim=0).sum()), computed[-1]
         for position, each in zip(range(sure, sure + found), computed, strict=False):
-            yield SpeculativeStep(position, *batch.split(each), codes[:, position], passes)
+            yield SpeculativeStep(position, *batch.sampler.split(each), codes[:, position], passes)
         sure, filled = sure + found, last

@@ -17,6 +17,7 @@ from janus.inference.sampling import Noise, Sampling, choose
 from janus.inference.step import Step
 from janus.kernels.sample import exponential_noise, seeds_as_int64
 from janus.models.multimodal import MultimodalModel
+from janus.models.packed import PackedLinear
 
 GREEDY = Sampling(temperature=0)
 PIECE = 2048  # positions of a prompt that are read at once: more would take memory, and gain nothing
@@ -31,19 +32,26 @@ class TextStep:
     ended: Tensor
 
 
-def check_window(model: MultimodalModel, prompt: int, new: int) -> None:
-    """Raise ValueError where a prompt of so many tokens and so many new ones exceed the context window."""
+def check_window(model: MultimodalModel, prompt: int, new: int, *, drawn: bool = False) -> None:
+    """Raise ValueError where a prompt of so many tokens and so many new ones exceed the context window.
+
+    What is `drawn` has a size of its own, so that the prompt alone can be less.
+    """
     window = model.config.language.window
-    if prompt + new > window:
-        remedy = (
-            f"ask for {window - prompt} or fewer"
-            if prompt < window
-            else "shorten what is said, or show fewer pictures"
-        )
-        raise ValueError(
-            f"{prompt} tokens of prompt and {new} new ones are {prompt + new}, over the context window of "
-            f"{window}: {remedy}"
-        )
+    if prompt + new <= window:
+        return
+    if drawn:
+        shorter = f"shorten the prompt to {window - new} or fewer"
+        remedy = shorter if new < window else "ask for a smaller size"
+    elif prompt < window:
+        remedy = f"ask for {window - prompt} or fewer"
+    else:
+        remedy = "shorten what is said, or show fewer pictures"
+    kind = "of the picture" if drawn else "new ones"
+    raise ValueError(
+        f"{prompt} tokens of prompt and {new} {kind} are {prompt + new}, over the context window of {window}: "
+        f"{remedy}"
+    )
 
 
 def generate(
@@ -65,6 +73,8 @@ def generate(
     what came before `embeds`. The arguments are checked at once, the work is done as the steps are asked for.
     """
     rows, length, _ = embeds.shape
+    if length == 0:
+        raise ValueError("there is nothing to continue: embeddings need at least one position")
     require_whole("max_new_tokens", max_new_tokens, least=1)
     past = 0 if cache is None else cache.length
     check_window(model, past + length, max_new_tokens)
@@ -211,11 +221,12 @@ class Memory:
 
         The cache has room for them and for `room` more.
         """
-        weights = [
+        weights: list[object] = [
             # Made in inference mode, a tensor counts no versions, and nothing can train it.
             (id(tensor), None if tensor.is_inference() else tensor._version, tensor.dtype, tensor.device)
             for tensor in chain(model.parameters(), model.buffers())
         ]
+        weights += [layer.version for layer in model.modules() if isinstance(layer, PackedLinear)]
         if weights != self.weights:
             # Trained, moved or cast since: what was computed with other weights is no past of theirs.
             self.cache, self.weights = None, weights

@@ -14,6 +14,8 @@ in docs/performance.md.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -125,11 +127,15 @@ def pack(weight: Tensor) -> Packed | None:
     return (OneDNNWeight.of(weight) or FBGEMMWeight.of(weight)) if weight.device.type == "cpu" else None
 
 
+_versions = itertools.count()
+
+
 class PackedLinear(nn.Module):
     """Computes what the layer that it replaces computes, for inference: its weight is no parameter."""
 
     packed: Packed | None
     plain: Tensor | None
+    version: int  # no other weight, of this layer or of any, has it
 
     def __init__(self, linear: nn.Linear, packed: Packed | None = None) -> None:
         """`packed` is the layer's weight, if the caller has packed it already."""
@@ -141,7 +147,10 @@ class PackedLinear(nn.Module):
 
     def _hold(self, weight: Tensor, packed: Packed | None = None) -> None:
         """Keep the weight, packed where that serves."""
+        self.version = next(_versions)
         self.packed = packed or pack(weight)
+        if self.packed is not None:
+            _keep_from_compiler()
         self.plain = weight if self.packed is None else None
 
     @property
@@ -163,7 +172,6 @@ class PackedLinear(nn.Module):
         wanted = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         return x.dtype == wanted == self.packed.dtype
 
-    @torch.compiler.disable  # Inductor means to pack weights itself, and refuses those that are
     def _product(self, x: Tensor) -> Tensor:
         assert self.packed is not None
         result = self.packed.product(x.reshape(-1, self.in_features), self.bias)
@@ -212,3 +220,12 @@ class PackedLinear(nn.Module):
     def extra_repr(self) -> str:
         state = "plain" if self.packed is None else "packed"
         return f"in_features={self.in_features}, out_features={self.out_features}, {state}"
+
+
+@functools.cache
+def _keep_from_compiler() -> None:
+    """Inductor means to pack weights itself, and refuses those that are.
+
+    A decorator would say so at every start, and import the compiler: a second that many need not wait.
+    """
+    setattr(PackedLinear, "_product", torch.compiler.disable(PackedLinear._product))  # noqa: B010

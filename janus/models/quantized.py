@@ -25,6 +25,7 @@ from janus.kernels.quantized_linear import (
 )
 from janus.models.janus import Janus
 from janus.models.llama import JoinedLinear
+from janus.models.meta import on_meta
 from janus.models.multimodal import MultimodalModel
 
 Model = TypeVar("Model", bound=MultimodalModel)
@@ -161,7 +162,7 @@ class QuantizedLinear(nn.Module):
     @classmethod
     def like(cls, linear: nn.Linear, quantization: Quantization) -> QuantizedLinear:
         """Of a linear layer's shape, on the meta device: its weights are still to be set."""
-        with torch.device("meta"):
+        with on_meta():
             return cls(
                 linear.in_features,
                 linear.out_features,

@@ -7,6 +7,7 @@ import base64
 import binascii
 import io
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from janus.checks import NOT_NUMBERS, one_line
+from janus.files import shortened
 from janus.weights.processor_config import ProcessorConfig
 
 GRAY = (127, 127, 127)
@@ -78,10 +80,10 @@ def load_picture(
     uint8, uint16, bool or floats in [0, 1]. Raises FileNotFoundError, or ValueError for no whole picture.
     """
     if isinstance(source, Image.Image):
-        return _finish(lambda: source, f"a picture of mode {source.mode}", corrected, background)
+        return _finish(lambda: nullcontext(source), f"a picture of mode {source.mode}", corrected, background)
     if isinstance(source, np.ndarray):
         picture = _from_array(source)
-        return _finish(lambda: picture, "an array", corrected, background)
+        return _finish(lambda: nullcontext(picture), "an array", corrected, background)
     if isinstance(source, str) and source.startswith("data:"):
         data = _from_uri(source)
         return _finish(lambda: Image.open(io.BytesIO(data)), "a data: URI", corrected, background)
@@ -89,13 +91,15 @@ def load_picture(
         raise ValueError(f"a picture is {type(source).__name__}: give a path, a PIL.Image or a numpy array")
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise ValueError(f"{source} is an address: download the picture and give its path")
-    path = Path(source)
     try:
+        path = Path(source).expanduser()
         is_folder, exists = path.is_dir(), path.exists()
+    except RuntimeError as error:  # the home of a user who is unknown
+        raise ValueError(f"{shortened(source)} is no path ({error}): give that of a picture") from error
     except OSError as error:  # too long to be one, most often a picture in base64
         raise ValueError(
-            f"{str(path)[:40]}… is no path ({error.strerror}): give that of a picture, or, of one in base64, "
-            "data:image/png;base64, and then its bytes"
+            f"{shortened(source, 40)} is no path ({error.strerror}): give that of a picture, or, of one in "
+            "base64, data:image/png;base64, and then its bytes"
         ) from error
     if is_folder:
         raise ValueError(f"{path} is a folder: give the path of a picture")
@@ -148,14 +152,17 @@ def to_pictures(pixels: Tensor, *, rounded: bool = False) -> list[Image.Image]:
 
 
 def _finish(
-    open_picture: Callable[[], Image.Image], name: str, corrected: bool, background: tuple[int, int, int]
+    open_picture: Callable[[], AbstractContextManager[Image.Image]],
+    name: str,
+    corrected: bool,
+    background: tuple[int, int, int],
 ) -> Image.Image:
     """Open, decode and convert to RGB, with one line for everything that can be wrong with a picture."""
     try:
-        picture = open_picture()
-        if 0 in picture.size:
-            raise ValueError(f"it is {picture.size[0]} x {picture.size[1]} pixels")
-        return _corrected(picture, background) if corrected else picture.convert("RGB")
+        with open_picture() as picture:
+            if 0 in picture.size:
+                raise ValueError(f"it is {picture.size[0]} x {picture.size[1]} pixels")
+            return _corrected(picture, background) if corrected else _without_alpha(picture)
     except Image.UnidentifiedImageError as error:
         raise ValueError(
             f"{name} is not a picture: give a PNG, JPEG or another format of Pillow's"
@@ -167,10 +174,19 @@ def _finish(
         raise ValueError(f"{name} cannot be read as a picture ({one_line(error)}): check the file") from error
 
 
+def _without_alpha(picture: Image.Image) -> Image.Image:
+    """To RGB, and of a palette by way of RGBA: it comes to the same, and Pillow does not warn of it."""
+    has_alpha = picture.mode == "P" and "transparency" in picture.info
+    return (picture.convert("RGBA") if has_alpha else picture).convert("RGB")
+
+
 def _corrected(picture: Image.Image, background: tuple[int, int, int]) -> Image.Image:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in SIXTEEN_BIT_MODES:
-        picture = _eight_bits(np.asarray(picture))
+        values, transparent = np.asarray(picture), picture.info.get("transparency")
+        picture = _eight_bits(values)
+        if transparent is not None:
+            picture.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
     if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
         canvas = Image.new("RGBA", picture.size, (*background, 255))
         picture = Image.alpha_composite(canvas, picture.convert("RGBA"))

@@ -1,5 +1,6 @@
 """The command line as a user meets it: what it prints, what it writes, and how it fails."""
 
+import base64
 import importlib
 import io
 import json
@@ -133,6 +134,33 @@ def test_draw_without_a_seed_names_the_one_it_took(
     seed = capsys.readouterr().out.split("seed ")[1].split(",")[0]
     assert cli.main([*common, "-o", str(tmp_path / "b.png"), "--seed", seed]) == 0
     assert Image.open(output).tobytes() == Image.open(tmp_path / "b.png").tobytes()
+
+
+def test_every_file_is_checked_before_any_picture_is_drawn(
+    checkpoint: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a-2.png").mkdir()
+    monkeypatch.setattr(janus, "load", lambda *given, **options: pytest.fail("a model was loaded"))
+    assert cli.main(["draw", "a cat", "a dog", "-m", checkpoint, "-o", str(tmp_path / "a.png")]) == 2
+    assert "a-2.png must be a file that ends in .png: name another with -o" in capsys.readouterr().err
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        cli.main(["--version"])
+    assert capsys.readouterr().out == f"janus {janus.__version__}\n"
+
+
+def test_a_picture_may_be_in_the_command(checkpoint: str, photograph: str, tmp_path: Path) -> None:
+    """As a data: URI, of which a path would lose a slash."""
+    small = tmp_path / "small.png"
+    Image.open(photograph).convert("RGB").resize((64, 64)).save(small)
+    uri = f"data:image/png;base64,{base64.b64encode(small.read_bytes()).decode()}"
+    assert "//" in uri
+    for number, source in enumerate((str(small), uri)):
+        output = str(tmp_path / f"{number}.png")
+        assert cli.main(["reconstruct", source, "-o", output, "-m", checkpoint, "--dtype", "float32"]) == 0
+    assert Image.open(tmp_path / "0.png").tobytes() == Image.open(tmp_path / "1.png").tobytes()
 
 
 def test_reconstruct_writes_a_picture_of_the_models_size(
@@ -278,6 +306,9 @@ def test_convert_writes_into_new_or_empty_folders_only(
             ["ask", "a.png", "-i", "What is it?" * 99, "-m", "{checkpoint}"],
             "What is it?What is it… is not a file: give",
         ),
+        (["ask", "{photograph}", "-m", "{checkpoint}"], "is a picture, and nothing is asked: put a question"),
+        (["ask", "What is it?", "{photograph}", "-m", "{checkpoint}"], "comes after the question: put pict"),
+        (["ask", "Hi", "-i", "", "-m", "{checkpoint}"], "'' is not a file: give the path of a picture"),
         (["ask", "Hi", "-m", "{checkpoint}", "--revision", "v1"], "revision 'v1' is of models on the hub"),
         (
             ["draw", "a", "-m", "{checkpoint}", "-o", "/dev/null/a.png"],
@@ -316,9 +347,14 @@ def test_convert_writes_into_new_or_empty_folders_only(
     ids=lambda value: " ".join(value[:1] + value[-2:]) if isinstance(value, list) else "",
 )
 def test_a_mistake_is_one_line_and_status_2(
-    arguments: list[str], message: str, checkpoint: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    message: str,
+    checkpoint: str,
+    photograph: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert cli.main([argument.format(checkpoint=checkpoint) for argument in arguments]) == 2
+    given = [argument.format(checkpoint=checkpoint, photograph=photograph) for argument in arguments]
+    assert cli.main(given) == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.startswith("janus: error: ")

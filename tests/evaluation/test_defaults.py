@@ -90,7 +90,10 @@ def test_only_the_validation_list_of_seen_combinations_is_drawn(make_pipe: MakeP
     [
         ({"guidances": ()}, "no guidance or no temperature to choose from"),
         ({"temperatures": ()}, "no guidance or no temperature to choose from"),
-        ({"guidances": (2, float("nan"))}, "guidance must be a finite number, 1 for none, not nan"),
+        (
+            {"guidances": (2, float("nan"))},
+            "guidance must be a number from -1000000 to 1000000, 1 for none, not nan",
+        ),
         ({"temperatures": (1, -1)}, "temperature must be 0 .greedy. or more, not -1"),
         ({"prompts": 0}, "prompts must be a whole number of at least 1, not 0"),
         ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),

@@ -1,5 +1,6 @@
 """Many questions in few rows: every answer is the one that its question gets alone."""
 
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from janus.inference import answers as answers_module
 from janus.inference import batch, text
 from janus.inference.answers import Question, answer
 from janus.inference.batch import max_batch_size
-from janus.inference.cache import StaticCache
+from janus.inference.cache import PromptCache, StaticCache
 from janus.inference.sampling import Sampling
 from janus.inference.text import generate, prefill
 from janus.models.janus import Janus
@@ -167,3 +168,26 @@ def test_a_prompt_read_in_pieces(
     assert its_cache.length == cache.length == 13
     close(its_cache.keys[:, 1, :, 8:13], cache.keys[:, 1, :, 8:13])
     close(its_cache.values[:, 0, :, :13], cache.values[:, 0, :, :13])
+
+
+def test_prompts_go_once_their_rows_hold_them(model: Janus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else they would be in memory twice, to the last answer."""
+    read: list[weakref.ref[PromptCache]] = []
+    alive: list[int] = []
+    plain, take = answers_module.prefill_one, answers_module._Rows._take
+
+    def noted(*given: Any) -> PromptCache:
+        prompt = plain(*given)
+        read.append(weakref.ref(prompt))
+        return prompt
+
+    def counted(self: Any, *given: Any) -> Any:
+        alive.append(sum(prompt() is not None for prompt in read))
+        return take(self, *given)
+
+    monkeypatch.setattr(answers_module, "prefill_one", noted)
+    monkeypatch.setattr(answers_module._Rows, "_take", counted)
+    asked = [question(model, length) for length in (5, 9, 7)]
+    answer(model, asked, end_id=-1, max_new_tokens=3, sampling=GREEDY, seed=0, batch_size=3)
+    assert len(read) == 3
+    assert set(alive) == {0}

@@ -1,5 +1,7 @@
 """Pictures against the original's; a picture's independence of its neighbors; what is computed how often."""
 
+import gc
+import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -10,6 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from janus.inference import draw_batch
+from janus.inference.cache import StaticCache
 from janus.inference.draw import decode_codes, draw_codes, draw_steps, pictures_at_once
 from janus.inference.draw_batch import DrawStep, Picture, PromptCaches, unconditional
 from janus.inference.sampling import Sampling
@@ -247,7 +251,9 @@ def test_the_window_is_checked_before_any_work(
     small = replace(model.config, language=replace(model.config.language, window=100))
     monkeypatch.setattr(model, "config", small)
     monkeypatch.setattr(model, "hidden_states", lambda *given: pytest.fail("the model was run"))
-    with pytest.raises(ValueError, match=r"62 tokens of prompt and 64 new ones are 126, over .* of 100"):
+    with pytest.raises(
+        ValueError, match=r"62 tokens of prompt and 64 of the picture are 126, over .* of 100"
+    ):
         draw_steps(model, [Picture(prompt=prompt)], pad_id=PAD)
 
 
@@ -312,3 +318,39 @@ def test_prompts_of_other_lengths_bring_no_mask(
     monkeypatch.setattr(llama, "causal_mask", lambda *given: pytest.fail("a mask was made"))
     steps = draw_steps(model, pictures, pad_id=PAD, prompt_caches=prompt_caches)
     assert len([next(steps) for _ in range(3)]) == 3
+
+
+def test_a_prompt_too_long_is_told_before_any_is_drawn(
+    model: Janus, prompt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However late its batch comes: what is drawn before it would be lost."""
+    monkeypatch.setattr(model, "hidden_states", lambda *given: pytest.fail("the model was run"))
+    pictures = [Picture(prompt=prompt), Picture(prompt=prompt * 100)]
+    with pytest.raises(ValueError, match=r"of the picture are .*, over the context window of 1024: shorten"):
+        next(draw_codes(model, pictures, pad_id=PAD, batch_size=1))
+
+
+@pytest.mark.parametrize("speculate", [None, 4], ids=["plain", "speculating"])
+def test_memory_is_free_when_all_is_drawn(
+    speculate: int | None, model: Janus, prompt: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At once, and not when Python looks for what holds itself: the cache of a large model is gigabytes."""
+    caches: list[weakref.ref[StaticCache]] = []
+
+    class Noted(StaticCache):
+        def __init__(self, *given: Any, **options: Any) -> None:
+            super().__init__(*given, **options)
+            assert all(other() is None for other in caches), "two batches at once"
+            caches.append(weakref.ref(self))
+
+    monkeypatch.setattr(draw_batch, "StaticCache", Noted)
+    pictures = [Picture(prompt=prompt, number=number) for number in range(3)]
+    gc.collect()
+    gc.disable()
+    try:
+        drawn = list(draw_codes(model, pictures, pad_id=PAD, batch_size=2, speculate=speculate))
+        alive = [cache() is not None for cache in caches]
+    finally:
+        gc.enable()
+    assert len(drawn) == 2
+    assert alive == [False, False]

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from janus.inference.prepare import prepare
 from janus.inference.text import Memory, generate
 from janus.models.janus import Janus
+from janus.models.packed import PackedLinear, pack
 
 Close = Callable[[Tensor, Tensor], None]
 START, PICTURE, END = 492, 483, 493  # ids of the small checkpoint
@@ -160,3 +163,19 @@ def test_room_grows_without_losing_what_is_known(
     assert memory.cache.capacity >= small + 49
     assert runs[0] == (1, 5)
     close(resumed[1], answer(Memory(), prompt([(5, 6), (7, 8, 9)], golden), model, new=50, taken=3)[1])
+
+
+@pytest.mark.skipif(pack(torch.zeros(1, 1, dtype=torch.bfloat16)) is None, reason="this CPU packs no weights")
+def test_packed_weights_that_changed_are_noticed(data: Path, golden: dict[str, Tensor]) -> None:
+    """They are no parameters, whose versions torch counts."""
+    model = Janus.from_pretrained(data / "januspro" / "checkpoint", device="cpu", dtype="bfloat16")
+    prepare(model)
+    packed = {name: layer for name, layer in model.named_modules() if isinstance(layer, PackedLinear)}
+    assert packed
+    memory, (ids, pixels, mask) = Memory(), prompt([(5, 6, 7)], golden)
+    answer(memory, (ids, pixels, mask), model, new=2, taken=2)
+    assert memory.resume(model, ids, pixels, mask, room=2)[0].shape[1] == 1  # nothing else was new
+    model.load_state_dict(
+        {f"{name}.weight": layer.weight * 1.5 for name, layer in packed.items()}, strict=False
+    )
+    assert memory.resume(model, ids, pixels, mask, room=2)[0].shape[1] == ids.shape[1]

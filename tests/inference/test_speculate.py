@@ -288,7 +288,9 @@ def test_arguments_are_checked_at_once(model: Janus) -> None:
     pictures = pictures_of(1)
     with pytest.raises(ValueError, match="window must be a whole number of at least 1, not 0"):
         speculative_steps(model, pictures, pad_id=PAD, window=0)
-    with pytest.raises(ValueError, match="guidance must be a finite number, 1 for none, not nan"):
+    with pytest.raises(
+        ValueError, match="guidance must be a number from -1000000 to 1000000, 1 for none, not nan"
+    ):
         speculative_steps(model, pictures, pad_id=PAD, window=4, guidance=math.nan)
     with pytest.raises(ValueError, match="all 64 codes are given"):
         speculative_steps(model, pictures_of(1, start=64), pad_id=PAD, window=4)

@@ -194,6 +194,11 @@ def test_errors_come_before_any_work(
         generate(model, embeds, mask, end_id=NO_END, max_new_tokens=new)
 
 
+def test_nothing_cannot_be_continued(model: Janus) -> None:
+    with pytest.raises(ValueError, match="there is nothing to continue"):
+        generate(model, torch.zeros(1, 0, model.config.language.width), end_id=NO_END, max_new_tokens=1)
+
+
 @pytest.mark.parametrize("seeds", [None, [], [1, 2]], ids=["none", "empty", "two"])
 def test_sampling_needs_a_seed_per_row(seeds: list[int] | None, model: Janus, golden: Golden) -> None:
     embeds, mask = inputs("und1", model, golden)
@@ -215,3 +220,11 @@ def test_the_window_may_be_filled(model: Janus) -> None:
         check_window(model, 1000, 25)
     with pytest.raises(ValueError, match="shorten what is said, or show fewer pictures"):
         check_window(model, 1024, 1)
+
+
+def test_of_what_is_drawn_the_prompt_alone_can_be_less(model: Janus) -> None:
+    check_window(model, 960, 64, drawn=True)
+    with pytest.raises(ValueError, match=r"961 tokens of prompt and 64 of the picture .* to 960 or fewer"):
+        check_window(model, 961, 64, drawn=True)
+    with pytest.raises(ValueError, match=r"1030 of the picture .*: ask for a smaller size"):
+        check_window(model, 8, 1030, drawn=True)

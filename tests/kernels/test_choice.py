@@ -39,6 +39,17 @@ def test_an_error_inside_ends_it_too() -> None:
     assert choice._forced == {}
 
 
+def test_threads_that_overlap_leave_nothing_forced() -> None:
+    """Whoever came first may go first: what is forced is what those who are still there want."""
+    outer, inner = choice.use(attention="torch"), choice.use(attention="triton")
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert choice._forced == {"attention": "triton"}
+    inner.__exit__(None, None, None)
+    assert choice._forced == {}
+
+
 @pytest.mark.parametrize(
     ("tensor", "reason"),
     [

@@ -4,6 +4,7 @@ import base64
 import hashlib
 import io
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
+from janus.files import require_picture
 from janus.processing.image import (
     ImageProcessor,
     load_picture,
@@ -123,6 +125,53 @@ def test_alpha_is_dropped_or_composited() -> None:
     assert load_picture(palette, corrected=True, background=(9, 9, 9)).getpixel((0, 0)) == (9, 9, 9)
     drawn = ImageProcessor(HALF, corrected=True)(source)
     assert torch.equal(drawn, ImageProcessor(HALF)(Image.new("RGB", (2, 2), (127, 127, 127))))
+
+
+def test_a_palette_with_transparency_is_read_without_a_warning(tmp_path: Path) -> None:
+    source = Image.fromarray(np.array([[0, 1], [1, 0]], dtype=np.uint8), mode="P")
+    source.putpalette([255, 0, 0, 0, 0, 255])
+    source.save(tmp_path / "palette.png", transparency=bytes([0, 128]))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        picture = load_picture(tmp_path / "palette.png")
+    assert [picture.getpixel(place) for place in ((0, 0), (1, 0))] == [(255, 0, 0), (0, 0, 255)]
+
+
+def test_sixteen_bits_have_a_transparent_value_too(tmp_path: Path) -> None:
+    values = np.array([[0, 1000]], dtype=np.uint16)
+    Image.fromarray(values).save(tmp_path / "deep.png", transparency=1000)
+    picture = load_picture(tmp_path / "deep.png", corrected=True, background=(9, 8, 7))
+    assert np.asarray(picture)[0].tolist() == [[0, 0, 0], [9, 8, 7]]
+
+
+@pytest.mark.parametrize("kind", ["gif", "tiff", "png"])
+def test_no_file_stays_open(kind: str, tmp_path: Path) -> None:
+    """Of several frames Pillow leaves it open, and so do errors of a damaged one as long as they live."""
+    values = np.random.default_rng(0).integers(0, 256, (2, 64, 64), dtype=np.uint8)
+    frames = [Image.fromarray(value) for value in values]
+    file = tmp_path / f"frames.{kind}"
+    frames[0].save(file, save_all=True, append_images=frames[1:])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ResourceWarning)
+        assert load_picture(file).size == (64, 64)
+        file.write_bytes(file.read_bytes()[:1000])
+        with pytest.raises(ValueError, match=r"check the file|is not a picture") as raised:
+            load_picture(file)
+        held = [link.resolve() for link in Path("/proc/self/fd").glob("*")]  # none where there is no /proc
+    assert file.resolve() not in held, raised
+
+
+def test_the_home_folder_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Image.new("RGB", (2, 2), "red").save(tmp_path / "mine.png")
+    assert load_picture("~/mine.png").size == (2, 2)
+    require_picture("~/mine.png")
+    with pytest.raises(ValueError, match=r"~nobody-of-this-name/a.png is no path"):
+        load_picture("~nobody-of-this-name/a.png")
+    with pytest.raises(FileNotFoundError, match=r"~nobody-of-this-name/a.png is not a file"):
+        require_picture("~nobody-of-this-name/a.png")
+    with pytest.raises(FileNotFoundError, match=r"^'' is not a file"):
+        require_picture("")
 
 
 def test_rotation_is_ignored_or_applied(data: Path) -> None:
