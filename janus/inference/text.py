@@ -49,8 +49,8 @@ def check_window(model: MultimodalModel, prompt: int, new: int, *, drawn: bool =
         remedy = "shorten what is said, or show fewer pictures"
     kind = "of the picture" if drawn else "new ones"
     raise ValueError(
-        f"{prompt} tokens of prompt and {new} {kind} are {prompt + new}, over the context window of {window}: "
-        f"{remedy}"
+        f"{prompt} tokens of prompt and {new} {kind} are {prompt + new}, over the context window of "
+        f"{window}: {remedy}"
     )
 
 

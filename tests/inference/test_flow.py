@@ -611,7 +611,9 @@ def test_the_window_is_checked_before_any_work(
     small = replace(flow.config, language=replace(flow.config.language, window=100))
     monkeypatch.setattr(flow, "config", small)
     monkeypatch.setattr(flow, "velocity_after", lambda *given: pytest.fail("the model was run"))
-    with pytest.raises(ValueError, match=r"67 tokens of prompt and 64 new ones are 131, over .* of 100"):
+    with pytest.raises(
+        ValueError, match=r"67 tokens of prompt and 64 of the picture are 131, over .* of 100"
+    ):
         list(
             draw_latents(flow, [Picture(prompt=prompt[:9]), Picture(prompt=prompt)], size=SIZE, batch_size=1)
         )
