@@ -4,14 +4,17 @@
 
 Full precision answers questions about photographs and draws pictures of prompts, both greedily, the pictures
 with guidance 5. The quantised models then read the same tokens and codes, so that every position is compared
-under the same past. Told are the Kullback-Leibler divergence of their distributions from full precision's, in
-nats, mean and largest over the positions, and how often the likeliest token or guided code is the same one.
-One model is in memory at a time. With random weights the figures say that it runs, not how good it is.
+under the same past, and compute in the same dtype, that of full precision. Told are the Kullback-Leibler
+divergence of their distributions from full precision's, in nats, mean and largest over the positions, and how
+often the likeliest token or guided code is the same one. One model is in memory at a time. With random
+weights the figures say that it runs, not how good it is.
 """
 
 import argparse
 import gc
 import json
+import sys
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -21,11 +24,14 @@ import torch
 from torch import Tensor
 
 import janus
+from janus.config import JanusFlowConfig
 from janus.inference.draw import draw_steps
 from janus.inference.draw_batch import Picture, unconditional
 from janus.inference.sampling import Sampling
 from janus.inference.text import generate
 from janus.models.quantized import QUANTIZATIONS
+from janus.weights.config_files import read_config
+from janus.weights.hub import find
 from make_checkpoint import PHOTOGRAPH
 
 OTHERS = ("astronaut", "coffee", "rocket", "retina", "hubble_deep_field")  # scikit-image's, where it is
@@ -104,13 +110,27 @@ def compare(exact: Tensor, other: Tensor) -> dict[str, float]:
     }
 
 
+def require_full_precision(folder: Path) -> None:
+    """ValueError for a JanusFlow, whose pictures have no codes, and for what is quantized already."""
+    config, _ = read_config(find(folder, weights=False))
+    if isinstance(config, JanusFlowConfig):
+        raise ValueError(f"{folder} is a JanusFlow, which draws without codes: name a Janus or a Janus-Pro")
+    if config.quantization is not None:
+        raise ValueError(
+            f"{folder} is quantized to {config.quantization}: name the checkpoint that it was made from"
+        )
+
+
 def measure(folder: Path, *, cases: int, tokens: int, codes: int, device: str | None) -> list[dict[str, Any]]:
     """A row per quantisation and head."""
+    require_full_precision(folder)
     kinds = (("text", answer, tokens), ("image", draw, codes))
     paths: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
     rows = []
+    dtype: torch.dtype | None = None  # the full model's own; beside integers a CPU would choose another
     for quantization in (None, *QUANTIZATIONS):
-        pipe = janus.load(folder, device=device, quantize=quantization)
+        pipe = janus.load(folder, device=device, dtype=dtype, quantize=quantization)
+        dtype = pipe.model.dtype
         for head, run, length in kinds:
             exact, other = [], []
             for case in range(cases):
@@ -124,6 +144,7 @@ def measure(folder: Path, *, cases: int, tokens: int, codes: int, device: str | 
                 rows.append(
                     {
                         "quantization": quantization,
+                        "dtype": str(dtype).removeprefix("torch."),
                         "head": head,
                         **compare(torch.cat(exact), torch.cat(other)),
                     }
@@ -133,7 +154,7 @@ def measure(folder: Path, *, cases: int, tokens: int, codes: int, device: str | 
     return rows
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -143,14 +164,19 @@ def main() -> None:
     parser.add_argument("--codes", type=int, default=64, help="of each picture (%(default)s)")
     parser.add_argument("--device", help="the best there is")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the rows there too")
-    options = parser.parse_args()
-    rows = measure(
-        options.folder,
-        cases=options.cases,
-        tokens=options.tokens,
-        codes=options.codes,
-        device=options.device,
-    )
+    options = parser.parse_args(arguments)
+    try:
+        rows = measure(
+            options.folder,
+            cases=options.cases,
+            tokens=options.tokens,
+            codes=options.codes,
+            device=options.device,
+        )
+    except (ValueError, OSError) as mistake:
+        print(f"quality.py: {mistake}", file=sys.stderr)
+        return 2
+    print(f"All in {rows[0]['dtype']}:\n")
     print("| weights | head | KL, mean | KL, largest | likeliest the same | positions |")
     print("| --- | --- | --- | --- | --- | --- |")
     for row in rows:
@@ -160,7 +186,8 @@ def main() -> None:
         )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

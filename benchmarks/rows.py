@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
+
+from janus.checks import one_line
+from janus.files import write_whole
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OWN = "janus"  # our implementations are called this, or this and something after a hyphen
@@ -61,9 +65,10 @@ class Row:
         return self.implementation.partition("-")[0] == OWN
 
     @property
-    def identity(self) -> tuple[str, ...]:
+    def identity(self) -> tuple[str | bool, ...]:
         """A row with the same one was measured again, and replaces this."""
         return (
+            self.quick,
             self.machine,
             self.torch,
             self.triton,
@@ -78,37 +83,61 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "int": int,
     "float": float,
     "str": str,
-    "bool": lambda text: text == "True",
+    "bool": {"True": True, "False": False}.__getitem__,
     "float | None": lambda text: float(text) if text else None,
 }
 
 
 def read(file: Path) -> list[Row]:
-    """The rows of one CSV file; none where there is no file. Raises ValueError for other columns.
+    """The rows of one CSV file; none where there is no file.
 
-    Older files lack the last ones.
+    Older files lack the last columns. ValueError for other columns, and for a line that is damaged.
     """
     if not file.exists():
         return []
-    kinds = {field.name: _READERS[str(field.type)] for field in fields(Row)}
+    content = file.read_bytes()
+    try:
+        reader = csv.DictReader(io.StringIO(content.decode(), newline=""), strict=True)
+        lines = [(reader.line_num, values) for values in reader]
+    except UnicodeDecodeError as error:
+        raise _damaged(file, content.count(b"\n", 0, error.start) + 1, error) from error
+    except csv.Error as error:
+        raise _damaged(file, reader.line_num + 1, error) from error
+    found, known = set(reader.fieldnames or ()), {field.name for field in fields(Row)}
     needed = {field.name for field in fields(Row) if field.default is MISSING}
-    with file.open(newline="", encoding="utf-8") as lines:
-        reader = csv.DictReader(lines)
-        found = set(reader.fieldnames or ())
-        if not needed <= found <= set(kinds):
-            odd = ", ".join(sorted((needed - found) | (found - set(kinds))))
-            raise ValueError(
-                f"{file} has other columns than benchmarks/rows.py ({odd}): name another with --results"
-            )
-        return [Row(**{name: kinds[name](text) for name, text in line.items()}) for line in reader]
+    if not needed <= found <= known:
+        odd = ", ".join(sorted((needed - found) | (found - known)))
+        raise ValueError(
+            f"{file} has other columns than benchmarks/rows.py ({odd}): name another with --results"
+        )
+    return [_row(file, number, values) for number, values in lines]
+
+
+def _row(file: Path, line: int, values: dict[str, str]) -> Row:
+    kinds = {field.name: _READERS[str(field.type)] for field in fields(Row)}
+    try:
+        if None in values or None in values.values():  # as DictReader says it
+            raise ValueError("it has more or fewer values than there are columns")
+        return Row(**{name: kinds[name](text) for name, text in values.items()})
+    except (ValueError, KeyError) as error:
+        raise _damaged(file, line, error) from error
+
+
+def _damaged(file: Path, line: int, error: Exception) -> ValueError:
+    return ValueError(
+        f"{file}, line {line}, is damaged ({one_line(error)}): mend the line, or name another folder with "
+        "--results"
+    )
 
 
 def write(file: Path, rows: Iterable[Row]) -> None:
+    """Write the rows of one machine: whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as lines:
-        writer = csv.DictWriter(lines, [field.name for field in fields(Row)], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(row) for row in rows)
+    lines = io.StringIO(newline="")
+    writer = csv.DictWriter(lines, [field.name for field in fields(Row)], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(asdict(row) for row in rows)
+    write_whole(file, lines.getvalue().encode())
 
 
 def merge(folder: Path, rows: Iterable[Row]) -> list[Path]:

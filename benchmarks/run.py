@@ -33,6 +33,7 @@ import models
 import plot
 import rows
 from cases import Case, dtype_name
+from janus.checks import require_whole
 from janus.files import require_folder, require_place
 from machine import identify, measure_ceilings
 from measure import Session, measure, title
@@ -182,13 +183,13 @@ def run(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     models.cache = options.cache
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     peers = _words(options.peers)
     folder = options.results or (None if options.quick else rows.RESULTS)
     try:
+        if options.threads is not None:
+            torch.set_num_threads(require_whole("--threads", options.threads, least=1))
         found = select(benchmarks(), device, only=_words(options.only), peers=peers, quick=options.quick)
         if options.list:
             show(found)

@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     cases = [case for benchmark in benchmarks() for case in benchmark.CASES]
     try:
         current = put(text, generate(options.results, cases))
-    except Mistake as mistake:
+    except (Mistake, ValueError) as mistake:
         print(f"table.py: {mistake}", file=sys.stderr)
         return 2
     if options.check:

@@ -26,6 +26,7 @@ from huggingface_hub.utils import tqdm, validate_repo_id
 from janus.checks import one_line
 from janus.weights.processor_config import SIDE_FILES
 from janus.weights.read import choose_weights, indexed_names
+from janus.weights.write import system_errno
 
 AUTOENCODER = "vae"  # the folder of a JanusFlow's own, as diffusers nests it
 SHARD = re.compile(r"(.+)-(\d{5})-of-(\d{5})(\.safetensors|\.bin)")
@@ -113,7 +114,7 @@ def missing(folder: Path, *, weights: bool = True) -> list[str]:
         if name.endswith(".index.json"):
             try:
                 shards.update(indexed_names(folder / name))
-            except ValueError:
+            except (ValueError, OSError):
                 lacking.append(f"a readable {name}")
         elif match := SHARD.fullmatch(name):
             stem, _, count, suffix = match.groups()
@@ -174,12 +175,20 @@ class _Repository:
         return self.id if self.revision is None else f"{self.id} at revision {self.revision}"
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file on the hub (0 where the hub does not say)."""
-        # Not list_repo_files: without a network it retries for 23 seconds before it gives up.
-        info = HfApi(token=self.token).model_info(
-            self.id, revision=self.revision, files_metadata=True, timeout=LISTING_TIMEOUT
-        )
-        return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        """Bytes of every file on the hub (0 where the hub does not say).
+
+        LISTING_FAILURES where it cannot be had; ConnectionError for the answer of something else.
+        """
+        try:
+            # Not list_repo_files: without a network it retries for 23 seconds before it gives up.
+            info = HfApi(token=self.token).model_info(
+                self.id, revision=self.revision, files_metadata=True, timeout=LISTING_TIMEOUT
+            )
+            return {file.rfilename: file.size or 0 for file in info.siblings or ()}
+        except HFValidationError:
+            raise
+        except (ValueError, LookupError, TypeError, AttributeError) as error:  # a page to log in at, say
+            raise ConnectionError(f"what answers is not the Hub: {one_line(error)}") from error
 
     def download(self, files: list[str], *, weights: bool) -> Path:
         try:
@@ -293,11 +302,11 @@ class _Repository:
         )
 
     def _raise_broken_download(self, error: Exception) -> NoReturn:
-        code = _errno(error)
+        code = system_errno(error)
         if code in (errno.ENOSPC, errno.EDQUOT):
             raise OSError(
                 f"{self}: the disk of {self.cache} is full: make room, or move the cache by HF_HOME, "
-                " and run it again to resume (finished files are kept)"
+                "and run it again to resume (finished files are kept)"
             ) from error
         if code in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise PermissionError(
@@ -316,18 +325,6 @@ class _TerminalBar(tqdm):
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("disable", None)
         super().__init__(*args, **options)
-
-
-def _errno(error: BaseException | None) -> int | None:
-    """The first system error number among an exception and what caused it."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            return error.errno
-        # hf_xet reports the system's errors in words only.
-        if match := re.search(r"os error (\d+)", str(error)):
-            return int(match[1])
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _listed(names: list[str], *, limit: int = 10) -> str:

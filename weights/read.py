@@ -15,6 +15,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from janus.checks import one_line
+from janus.files import shortened
 from janus.progress import Progress
 
 FLOATS = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64}
@@ -64,13 +66,14 @@ def weight_files(folder: Path) -> list[Path]:
     """The files of weights in a checkpoint folder, as its index names them if there is one.
 
     Raises FileNotFoundError if there are none or an index names absent ones, ValueError for an index that is
-    broken or points outside the folder.
+    broken or points outside the folder, OSError for one that cannot be read.
     """
-    names = choose_weights(path.name for path in folder.iterdir() if path.is_file())
+    held = {path.name for path in folder.iterdir() if path.is_file()}
+    names = choose_weights(held)
     for name in names:
         if name.endswith(".index.json"):
             shards = indexed_names(folder / name)
-            missing = [shard for shard in shards if not (folder / shard).is_file()]
+            missing = [shortened(shard) for shard in shards if shard not in held]
             if missing:
                 raise FileNotFoundError(
                     f"{folder} lacks {len(missing)} of the {len(shards)} files that {name} names: "
@@ -85,22 +88,41 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def indexed_names(index: Path) -> list[str]:
-    """The files that an index names. ValueError where it is broken, empty, or points outside its folder."""
+    """The files that an index names; raises as `weight_map`."""
+    return sorted(set(weight_map(index).values()))
+
+
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor that an index names.
+
+    ValueError where it is broken, empty, or points outside its folder, OSError where it cannot be read.
+    """
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        names = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        files = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted(set(files.values()))
+    except OSError as error:
+        raise _unreadable(index, error) from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{index} is not an index of weights ({error!r}): fetch it again") from error
     for name in names:
         if not isinstance(name, str) or Path(name).name != name or "\\" in name:
             raise ValueError(f"{index} points outside its folder, to {name!r}: such a file is never opened")
     if not names:
         raise ValueError(f"{index} names no files: fetch it again")
-    return names
+    return files
+
+
+def _unreadable(file: Path, error: OSError) -> OSError:
+    """The system's refusal in one line that names the file."""
+    reason = error.strerror or one_line(error)
+    return type(error)(f"{file} cannot be read ({reason}): mend its permissions")
 
 
 def contents(files: Sequence[Path]) -> dict[str, TensorInfo]:
-    """What the files hold together, by name. ValueError for a broken file or a name that two files hold."""
+    """What the files hold together, by name.
+
+    ValueError for a broken file or a name that two files hold, OSError for a file that cannot be read.
+    """
     found: dict[str, TensorInfo] = {}
     for file in files:
         for name, stored in _describe(file).items():
@@ -129,9 +151,12 @@ def _describe(file: Path) -> dict[str, TensorInfo]:
 @contextmanager
 def _open_safetensors(file: Path) -> Iterator[safe_open]:
     try:
+        file.open("rb").close()  # safetensors says of one that it may not open that there is none
         with safe_open(file, framework="pt", device="cpu") as handle:
             yield handle
-    except (SafetensorError, OSError) as error:
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    except SafetensorError as error:
         raise ValueError(f"{file} is not a whole safetensors file ({error}): fetch it again") from error
 
 
@@ -141,8 +166,12 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
     Anything but a plain dict of names and dense tensors raises ValueError.
     """
     try:
+        file.open("rb").close()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+    try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # the unpickler of a damaged file may raise anything
+    except Exception as error:  # the unpickler of a damaged file may raise anything, an OSError too
         reason = str(error).strip().split("\n")[0].split(". ")[0]
         raise ValueError(
             f"{file} is not a plain file of weights, or not a whole one ({type(error).__name__}: {reason}); "

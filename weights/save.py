@@ -17,7 +17,7 @@ from janus.weights.load import parameter_names, part_sizes
 from janus.weights.names import LAYOUTS, Layout, naming_of, sources
 from janus.weights.processor_config import SIDE_FILES
 from janus.weights.side_files import convert_side_files, image_token_id
-from janus.weights.vae import copy_vae
+from janus.weights.vae import copy_vae, own_vae
 from janus.weights.write import write_tensors
 
 # Every name that saving gives to a file of weights: others in the folder are not ours to remove.
@@ -36,7 +36,8 @@ def save(
 
     `max_shard_size`, bytes or like "2GB", splits the weights into several files with an index. Files are
     written beside their final names and moved there when all weights are whole. A quantized model is written
-    quantized, and a JanusFlow's own autoencoder copied. ValueError as `require_savable` raises.
+    quantized, and a JanusFlow's own autoencoder copied. ValueError as `require_savable` raises, and where the
+    folder holds an autoencoder and the model has none.
     """
     limit = require_savable(model, layout, max_shard_size)
     side_files = convert_side_files(model.files, layout)
@@ -50,6 +51,9 @@ def save(
         raise ValueError("the folder to save into has no name: give one")
     folder = Path(path).expanduser()
     require_folder(folder, "name a folder to save into")
+    autoencoder = model.autoencoder if isinstance(model, JanusFlow) else None
+    if autoencoder is None and (other := own_vae(folder)) is not None:
+        raise ValueError(f"{other} is the autoencoder of another model: remove it, or save elsewhere")
     with unpacked(model):
         written = _write_weights(named_tensors(model, layout), folder, limit)
     for stale in {file for file in folder.iterdir() if WEIGHTS.fullmatch(file.name)} - written:
@@ -59,8 +63,8 @@ def save(
     if side_files:  # else the folder's own are all there are
         for name in set(SIDE_FILES) - set(side_files):
             (folder / name).unlink(missing_ok=True)  # another checkpoint's, which would speak for this one
-    if isinstance(model, JanusFlow) and model.autoencoder is not None:
-        copy_vae(model.autoencoder, folder)
+    if autoencoder is not None:
+        copy_vae(autoencoder, folder)
 
 
 def require_savable(
@@ -84,7 +88,7 @@ def require_savable(
             f"this model is quantized to {model.config.quantization}, which transformers cannot read: name "
             "the layout deepseek, or convert the checkpoint that it was loaded from"
         )
-    return None if max_shard_size is None else _parse_size(max_shard_size)
+    return None if max_shard_size is None else parse_size(max_shard_size)
 
 
 def named_tensors(model: MultimodalModel, layout: Layout) -> dict[str, Tensor]:
@@ -98,7 +102,8 @@ def named_tensors(model: MultimodalModel, layout: Layout) -> dict[str, Tensor]:
     return named
 
 
-def _parse_size(size: int | str) -> int:
+def parse_size(size: int | str) -> int:
+    """Bytes of what is a number of them, or like "2GB"; ValueError for anything else."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMG]I?B)?", str(size).strip().upper())
     if found is None or float(found.group(1)) <= 0:
         raise ValueError(

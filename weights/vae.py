@@ -15,6 +15,7 @@ from torch import nn
 
 from janus.devices import resolve_device, resolve_dtype
 from janus.files import require_folder, write_whole
+from janus.models.meta import on_meta
 from janus.models.vae import VAE, VAEConfig
 from janus.weights.hub import AUTOENCODER, find
 from janus.weights.json_object import JsonObject, parse_object
@@ -109,14 +110,20 @@ def own_vae(folder: Path) -> Path | None:
 
 
 def copy_vae(vae: Path, folder: Path) -> None:
-    """Give a checkpoint's folder the autoencoder of another's, with whatever lies beside it."""
+    """Give a checkpoint's folder the autoencoder of another's, with whatever lies beside it.
+
+    Weights that another had there are removed.
+    """
     own = folder / AUTOENCODER
     if own.exists() and own.samefile(vae):
         return
     require_folder(own, "remove it, or save elsewhere")
-    for file in vae.iterdir():
-        if file.is_file():
-            write_whole(own / file.name, partial(shutil.copyfile, file))
+    files = [file for file in vae.iterdir() if file.is_file()]
+    for file in files:
+        write_whole(own / file.name, partial(shutil.copyfile, file))
+    for name in {file.name for file in own.iterdir()} - {file.name for file in files}:
+        if choose_weights([name]):  # which might be read in place of those that were copied
+            (own / name).unlink()
 
 
 def save_vae(vae: VAE, path: str | Path) -> None:
@@ -245,7 +252,7 @@ def _fits(stored: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
 def empty_vae(config: VAEConfig) -> VAE:
     """On the meta device: shapes, and no memory. ValueError where no tensor can be so large."""
     try:
-        with torch.device("meta"):
+        with on_meta():
             return VAE(config)
     except (RuntimeError, TypeError, OverflowError) as error:
         reason = str(error).split("\n")[0]

@@ -4,7 +4,7 @@ No weight is read but to check.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,17 @@ from janus.inference.cache import bytes_per_position
 from janus.models.quantized import check_quantization, make_quantized
 from janus.models.vae import SDXL, VAEConfig
 from janus.weights.config_files import read_config
-from janus.weights.hub import find
+from janus.weights.hub import find, missing
 from janus.weights.load import WINDOW, dtypes, empty_model, inspect, parameter_names, settle_tie
-from janus.weights.read import TensorInfo, choose_weights, contents, read, weight_files, windows
+from janus.weights.read import (
+    TensorInfo,
+    choose_weights,
+    contents,
+    read,
+    weight_files,
+    weight_map,
+    windows,
+)
 from janus.weights.vae import RELEASED, empty_vae, read_vae_config
 
 DTYPES = (torch.float32, torch.bfloat16)
@@ -130,8 +138,7 @@ def describe(
         require_whole(name, value, least=0)
     folder = find(path, weights=False, revision=revision)
     config, layout = read_config(folder)
-    if choose_weights(file.name for file in folder.iterdir()):
-        config = settle_tie(config, layout, contents(weight_files(folder)))
+    config = settle_tie(config, layout, _stored_names(folder))
     architecture = asdict(config)
     architecture.pop("extra")
     parameters = parameters_by_part(config)
@@ -150,6 +157,15 @@ def describe(
         "use": {"pictures": pictures, "prompt_tokens": prompt, "answer_tokens": answer},
         "memory": {str(dtype).removeprefix("torch."): estimate(config, dtype, **use) for dtype in DTYPES},
     }
+
+
+def _stored_names(folder: Path) -> Container[str]:
+    """The tensors' names, as an index has them, or the files where all are there; none where neither is."""
+    files = choose_weights(file.name for file in folder.iterdir() if file.is_file())
+    for name in files:
+        if name.endswith(".index.json"):
+            return weight_map(folder / name)
+    return () if missing(folder) else contents([folder / name for name in files])
 
 
 def _facts_of_flow(config: JanusFlowConfig, source: str, vae: VAEConfig) -> dict[str, Any]:

@@ -246,8 +246,11 @@ def _convert_options(command: argparse.ArgumentParser) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
+    import torch
+
+    from janus.devices import resolve_dtype
     from janus.weights.load import inspect, load
-    from janus.weights.save import require_savable
+    from janus.weights.save import parse_size, require_savable
 
     destination = options.destination
     if destination.exists() and not (destination.is_dir() and all(map(is_unfinished, destination.iterdir()))):
@@ -258,6 +261,9 @@ def _convert(options: argparse.Namespace) -> int:
         )
     if options.layout == "transformers" and options.quantize is not None:
         raise ValueError("transformers cannot read weights that are quantized here: leave --layout away")
+    resolve_dtype(options.dtype, torch.device("cpu"))  # what is wrong raises before anything is fetched
+    if options.max_shard_size is not None:
+        parse_size(options.max_shard_size)
     layout: Any = options.layout or "deepseek"
     checkpoint = inspect(options.source)
     require_savable(checkpoint.model, layout, options.max_shard_size)  # before any weight is read

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from janus.evaluation.shapes import evaluate, held_out_sheet
+from janus.evaluation.shapes import check_options, evaluate, held_out_sheet
 from janus.files import require_place
 from janus.training.worlds.shapes.stream import Split
 
@@ -23,9 +23,10 @@ def shapes(
 ) -> int:
     """Evaluate the pipeline that `load` gives; -> 0. The grid is of the first sixteen held-out captions.
 
-    With a color nothing is held out, and there is no grid. Files that cannot be written are told before
-    anything is loaded: ValueError or OSError.
+    With a color nothing is held out, and there is no grid. Wrong options, and files that cannot be written,
+    are told before anything is loaded: ValueError or OSError.
     """
+    check_options(samples=samples, seed=seed, split=split, color=color, batch_size=batch_size)
     if color is not None and grid_path is not None:
         raise ValueError(f"--grid draws what is held out, and --color {color} leaves that out: give one")
     if json_path is not None:

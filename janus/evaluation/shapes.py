@@ -13,6 +13,7 @@ from janus.progress import Progress, Report
 from janus.training.worlds import shapes
 from janus.training.worlds.shapes import Drawing, Question
 from janus.training.worlds.shapes.raster import LEAST_SIDE
+from janus.training.worlds.shapes.sampling import require_color
 from janus.training.worlds.shapes.stream import SPLITS, Split
 
 # Prompts that share a seed. A seed's noise is the same for all its prompts: on one seed alone, all of a list
@@ -43,10 +44,7 @@ def evaluate(
     bar on a terminal, True, False, or a function (done, total). ValueError for a wrong option, and for a
     model of pictures below 64 pixels.
     """
-    require_whole("samples", samples, least=1)
-    require_whole("seed", seed, least=0)
-    if split not in SPLITS:
-        raise ValueError(f"split {split!r} is unknown: use 'validation' or 'test'")
+    check_options(samples=samples, seed=seed, split=split, color=color, batch_size=batch_size)
     drawn, seen = picture_sides(pipe)
     reconstructions, drawings, answers = [], [], []
     kept = (False,) if color else (False, True)
@@ -73,6 +71,18 @@ def evaluate(
         split=split,
         color=color,
     )
+
+
+def check_options(*, samples: int, seed: int, split: str, color: str | None, batch_size: int | None) -> None:
+    """ValueError for what no model could be evaluated with."""
+    require_whole("samples", samples, least=1)
+    require_whole("seed", seed, least=0)
+    if split not in SPLITS:
+        raise ValueError(f"split {split!r} is unknown: use 'validation' or 'test'")
+    if color is not None:
+        require_color(color)
+    if batch_size is not None:
+        require_whole("batch_size", batch_size, least=1)
 
 
 def picture_sides(pipe: Any) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from janus.devices import resolve_device
 from janus.inference.ranks import meet, several
+from janus.models.janusflow import JanusFlow
 from janus.models.llama import Block
 from janus.models.siglip import Block as VisionBlock
 from janus.training.costs.weigh import computing_dtype, precision
@@ -258,6 +259,8 @@ def gathered(model: AnyModel, place: Ranks) -> AnyModel | None:
     if copy is not None:
         copy.language.tie()
         copy.files = model.files
+    if isinstance(copy, JanusFlow) and isinstance(model, JanusFlow):
+        copy.autoencoder = model.autoencoder
     return copy
 
 

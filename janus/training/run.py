@@ -112,8 +112,12 @@ def begin(recipe: Recipe, folder: Path, place: Ranks) -> Run:
         if isinstance(model, Janus):  # sources of codes compare it with the one that made them
             found.load(checkpoint.model_tensors(model.vq, "model.vq"))
     vae, kept = None, None if found is None else own_vae(folder)
+    if isinstance(model, JanusFlow) and kept is not None:
+        model.autoencoder = kept
     if isinstance(model, JanusFlow) and (kept is not None or takes_autoencoder(recipe)):
         vae = start_vae(recipe.model, kept, place.device)
+    if found is None and vae is None and (other := own_vae(folder)) is not None:
+        raise ValueError(f"{other} is the autoencoder of another model: remove it, or train elsewhere")
     pipe = Pipeline(model, processor, vae=vae)  # which sees to it that they belong together
     if recipe.defaults is not None and recipe.defaults.is_choice:
         picture_sides(pipe)  # which refuses what could not be chosen on in the end

@@ -46,7 +46,7 @@ DRAWING = {
     "top_k": 6,
     "top_p": 0.8,
     "speculate": 7,
-    "prefix": Path("a.png"),
+    "prefix": "a.png",
     "rows": 1,
     "steps": 8,
     "size": 64,
@@ -89,7 +89,7 @@ CASES: list[tuple[list[str], list[Call]]] = [
         ["reconstruct", "a.png", "-o", "new.png", "--vae", "c/d", *LOADING],
         [
             ("load", ("a/b",), {**LOADED, "quantize": None, "compile": False, "vae": "c/d"}),
-            ("reconstruct", (Path("a.png"),), {}),
+            ("reconstruct", ("a.png",), {}),
         ],
     ),
     (

@@ -12,12 +12,15 @@ import pytest
 import torch
 
 import bench_load
+import load_memory
 import models
 from janus.config import JanusConfig
 from janus.weights.config_files import read_config
+from janus.weights.load import load
+from janus.weights.read import contents, weight_files
 from machine import resident
 
-SCRIPT = Path(bench_load.__file__).with_name("load_memory.py")
+SCRIPT = Path(load_memory.__file__)
 
 
 @pytest.fixture
@@ -36,6 +39,34 @@ def test_the_command_measures_one_loading(data: Path) -> None:
     assert 1_000_000 < numbers < 2_500_000  # README: 1.6 million
     if sys.platform == "linux":
         assert found["peak"] > 0
+
+
+@pytest.mark.parametrize("loader", ["plain", "janus"])
+@pytest.mark.parametrize(("dtype", "size"), [("float32", 4), ("bfloat16", 2)])
+def test_the_weights_are_those_that_are_loaded(loader: str, dtype: str, size: int, data: Path) -> None:
+    """Whatever they are stored in; packed ones too, which are no parameters."""
+    folder = data / "januspro" / "checkpoint"
+    numbers = sum(each.numel() for each in load(folder, device="cpu").parameters())
+    assert load_memory.measure(folder, dtype, loader)["weights"] == numbers * size
+
+
+def test_without_a_dtype_they_are_of_the_one_that_is_chosen(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = data / "januspro" / "checkpoint"
+    both = []
+    for computes in (False, True):
+        monkeypatch.setattr("janus.devices.computes_bfloat16", lambda device, computes=computes: computes)
+        both.append(load_memory.measure(folder, None, "plain")["weights"])
+    assert both[0] == 2 * both[1]
+
+
+def test_quantized_weights_count(data: Path, tmp_path: Path) -> None:
+    model = load(data / "januspro" / "checkpoint", device="cpu", quantize="int4", dtype="bfloat16")
+    model.save_pretrained(tmp_path)
+    stored = sum(info.bytes for info in contents(weight_files(tmp_path)).values())
+    for loader in ("plain", "janus"):
+        assert load_memory.measure(tmp_path, "bfloat16", loader)["weights"] == stored
 
 
 def test_what_cannot_be_loaded_is_told_in_one_line(tmp_path: Path) -> None:

@@ -45,11 +45,17 @@ def test_a_row_replaces_its_older_self_and_nothing_else(tmp_path: Path, made: Ma
 
 
 @pytest.mark.parametrize(
-    "field", ["machine", "torch", "triton", "commit", "benchmark", "case", "implementation"]
+    "field", ["quick", "machine", "torch", "triton", "commit", "benchmark", "case", "implementation"]
 )
 def test_what_makes_another_row(made: Made, field: str) -> None:
     assert replace(made(), **{field: "other"}).identity != made().identity
     assert made(median=1.0, date="2027").identity == made().identity
+
+
+def test_a_quick_row_never_replaces_a_full_one(tmp_path: Path, made: Made) -> None:
+    (file,) = merge(tmp_path, [made()])
+    merge(tmp_path, [made(quick=True, median=1.0, date="2026-11-23T00:00:00+00:00")])
+    assert [(row.quick, row.median) for row in read(file)] == [(False, 2.0), (True, 1.0)]
 
 
 def test_each_machine_has_its_file(tmp_path: Path, made: Made) -> None:
@@ -72,6 +78,47 @@ def test_a_file_with_other_columns_is_not_overwritten(tmp_path: Path, made: Made
     with pytest.raises(ValueError, match="other columns"):
         merge(tmp_path, [made()])
     assert file.read_text() == "machine,median\ncray-1,2\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "line"),
+    [
+        (b"2.0", b"2,0", 3),
+        (b"2.0", b"", 3),
+        (b",False,", b",Tru,", 3),
+        (b",fp32,", b",", 3),
+        (b"Cray-1", b"\xff", 3),
+        (b"Cray-1", b'"Cray-1', 3),
+        (b",odd\n", b"", 3),
+    ],
+    ids=["comma", "empty", "word", "fewer", "bytes", "quote", "cut"],
+)
+def test_a_damaged_line_is_named(before: bytes, after: bytes, line: int, tmp_path: Path, made: Made) -> None:
+    (file,) = merge(tmp_path, [made(case="a_1_fp32", note="odd"), made(note="odd")])
+    first, second, third = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(first + second + third.replace(before, after, 1))
+    with pytest.raises(ValueError, match="is damaged") as raised:
+        read(file)
+    assert str(raised.value).startswith(f"{file}, line {line}, is damaged (")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (file,) = merge(tmp_path, [made()])
+    before = file.read_bytes()
+    written = Path.write_bytes
+
+    def fill_the_disk(path: Path, content: bytes) -> None:
+        written(path, content[: len(content) // 2])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        merge(tmp_path, [made(implementation="eager")])
+    assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_an_older_file_lacks_the_last_columns(tmp_path: Path, made: Made) -> None:

@@ -161,6 +161,8 @@ def test_what_one_waits_for_is_measured_beside_transformers(case: str) -> None:
         (["--only", "double_8", "--device", "cpu"], "too large"),
         (["--device", "cpu", "--peers", "eager,cuvs"], "cuvs of --peers is not installed"),
         (["--device", "cpu", "--peers", "sdpa-math"], "sdpa-math of --peers is not installed"),
+        (["--threads", "0"], "--threads must be a whole number of at least 1, not 0"),
+        (["--threads", "-1", "--list"], "--threads must be a whole number of at least 1, not -1"),
         (["--device", "cpu", "--json", "."], "--json"),
         (["--device", "cpu", "--results", __file__], "--results"),
         (["--device", "cpu", "--cache", __file__], "--cache"),

@@ -108,6 +108,18 @@ def test_without_marks_it_says_which(
         assert "<!-- performance --> and <!-- /performance -->" in message
 
 
+def test_damaged_results_are_one_line(
+    readme: Path, results: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (file,) = results.glob("*.csv")
+    file.write_bytes(file.read_bytes()[:-200])
+    assert run(readme, results) == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"table.py: {file}, line ")
+    assert message.count("\n") == 1
+    assert readme.read_text() == README
+
+
 def test_before_anything_is_measured(readme: Path, tmp_path: Path) -> None:
     assert run(readme, tmp_path / "none") == 0
     assert "Nothing has been measured yet" in readme.read_text()

@@ -81,6 +81,26 @@ def test_what_cannot_be_written_is_told_before_the_model_is_loaded(
         commands.shapes(lambda: pytest.fail("the model was loaded"), **paths)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"samples": 0}, "samples must be a whole number of at least 1, not 0"),
+        ({"seed": -1}, "seed must be a whole number of at least 0, not -1"),
+        ({"split": "train"}, "split 'train' is unknown: use 'validation' or 'test'"),
+        ({"color": "pink"}, "color 'pink' is unknown: use one of red, "),
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_a_wrong_option_is_told_before_the_model_is_loaded(
+    options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        commands.shapes(
+            lambda: pytest.fail("the model was loaded"), json_path=tmp_path / "new" / "scores.json", **options
+        )
+    assert not (tmp_path / "new").exists()
+
+
 def test_there_is_no_grid_of_a_color(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--grid draws what is held out, and --color red leaves that out"):
         commands.shapes(lambda: pytest.fail("loaded"), color="red", grid_path=tmp_path / "grid.png")

@@ -22,7 +22,7 @@ from janus.training.costs.longest import longest_row
 from janus.training.flow import alignment_of
 from janus.training.log import read_log
 from janus.training.objectives import count
-from janus.training.parallel import Ranks
+from janus.training.parallel import Ranks, gathered
 from janus.training.parts import trained
 from janus.training.recipe.file import dump, read_recipe
 from janus.training.recipe.learning import FlowLearning
@@ -227,6 +227,26 @@ def test_who_draws_nothing_needs_no_autoencoder(recipe: Recipe, tmp_path: Path) 
     absent = replace(recipe, model=replace(recipe.model, vae=str(tmp_path / "none")))
     with pytest.raises(FileNotFoundError, match="autoencoder of JanusFlow's pictures is not there"):
         begin(absent, tmp_path, ALONE)
+
+
+def test_what_is_put_together_or_goes_on_has_the_folders_autoencoder(straight: Path, recipe: Recipe) -> None:
+    """Else saving it there would be refused: the one in the folder might be another's."""
+    run = begin(recipe, straight, ALONE)
+    whole = gathered(run.model, ALONE)
+    for model in (run.model, whole):
+        assert isinstance(model, JanusFlow)
+        assert model.autoencoder == straight / "vae"
+
+
+def test_a_folder_with_anothers_autoencoder_is_told_before_anything_is_learned(
+    recipe: Recipe, tmp_path: Path
+) -> None:
+    """It would speak for what is written in the end."""
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("{}")
+    silent = replace(recipe, model=replace(recipe.model, vae=None), data=words_only(recipe))
+    with pytest.raises(ValueError, match="vae is the autoencoder of another model: remove it, or train else"):
+        begin(silent, tmp_path, ALONE)
 
 
 def test_without_weight_there_is_no_projector(recipe: Recipe, tmp_path: Path) -> None:

@@ -368,6 +368,28 @@ def test_hub_out_of_order_is_like_no_network(fake: FakeHub, cache: Path) -> None
     assert fake.asked[0]["local_files_only"] is True
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        json.JSONDecodeError("Expecting value", "<html>Log in here</html>", 0),
+        KeyError("id"),
+        TypeError("argument after ** must be a mapping, not list"),
+        AttributeError("'str' object has no attribute 'get'"),
+    ],
+    ids=["page", "other-object", "list", "text"],
+)
+def test_what_answers_in_place_of_the_hub_is_like_no_network(
+    fake: FakeHub, cache: Path, error: Exception
+) -> None:
+    """As where a network first wants a log-in: any address answers with its page."""
+    fake.listing_error = error
+    with pytest.raises(ConnectionError, match=r"the weights, and the Hub cannot be reached") as caught:
+        hub.find(ID, cache_dir=cache)
+    assert "what answers is not the Hub" in one_line(caught.value)
+    fill_cache(cache, [*SIDES, "model.safetensors"])
+    assert hub.find(ID, cache_dir=cache).name == COMMIT
+
+
 # Refusals: the same wherever the hub gives them
 
 

@@ -1,6 +1,8 @@
 """The index of a sharded checkpoint: what it may point at, and shards that do not hold what it says."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from janus.models.janus import Janus
+from janus.weights.hub import missing
 from janus.weights.load import load
 from janus.weights.read import contents, weight_files
 
@@ -97,6 +100,25 @@ def test_index_that_points_at_a_folder(name: str, tmp_path: Path) -> None:
 def test_index_that_is_none(content: bytes, tmp_path: Path) -> None:
     (tmp_path / INDEX).write_bytes(content)
     assert "is not an index of weights" in refused(tmp_path)
+
+
+def test_index_that_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_index(tmp_path, {"a": SHARDS[0]})
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)  # root may read what others may not
+    monkeypatch.setattr(Path, "read_text", refuse)
+    message = refused(tmp_path, PermissionError)
+    assert message == f"{tmp_path / INDEX} cannot be read (Permission denied): mend its permissions"
+    assert missing(tmp_path) == ["config.json", f"a readable {INDEX}"]
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x\0.safetensors"], ids=["long", "null"])
+def test_index_of_a_name_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    write_index(tmp_path, {"a": name})
+    assert f"lacks 1 of the 1 files that {INDEX} names: x" in refused(tmp_path, FileNotFoundError)
 
 
 def test_index_of_nothing(tmp_path: Path) -> None:

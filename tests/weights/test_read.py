@@ -1,5 +1,6 @@
 """Files of weights that are damaged, foreign or hostile: one line with the path, and no code run."""
 
+import errno
 import json
 import os
 import shutil
@@ -239,6 +240,30 @@ def test_numbers_that_are_no_floats_are_refused_by_name(dtype: torch.dtype, name
     with pytest.raises(ValueError, match=rf"not floating-point: {norm}$") as raised:
         load(copied, device="cpu")
     assert str(copied) in str(raised.value)
+
+
+# Files that may not be read
+
+
+@pytest.fixture
+def forbidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No file may be opened: permissions hold nobody who is root."""
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "open", refuse)
+
+
+@pytest.mark.parametrize("name", [SAFETENSORS, PICKLE])
+@pytest.mark.usefixtures("forbidden")
+def test_a_file_that_may_not_be_read_is_not_called_broken(name: str, tmp_path: Path) -> None:
+    file = tmp_path / name
+    save_file(small(), file) if name == SAFETENSORS else torch.save(small(), str(file))
+    for looks in (lambda: contents([file]), lambda: dict(read(file, ["a"]))):
+        with pytest.raises(PermissionError) as raised:
+            looks()
+        assert str(raised.value) == f"{file} cannot be read (Permission denied): mend its permissions"
 
 
 # Which files

@@ -1,7 +1,11 @@
 """Saving: what stands in the folder afterwards, and that no failure costs a checkpoint that was there."""
 
+import errno
 import importlib
 import json
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,7 +15,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,6 +23,7 @@ from janus.models.janus import Janus
 from janus.weights.load import load
 from janus.weights.names import LAYOUTS, Layout
 from janus.weights.save import named_tensors, save
+from janus.weights.write import write_tensors
 
 save_module = importlib.import_module("janus.weights.save")
 Equal = Callable[[Janus, Janus], None]
@@ -255,6 +260,16 @@ def test_path_that_is_a_file(model: Janus, tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "kept"
 
 
+@pytest.mark.parametrize("family", ["januspro", "janusflow"])
+def test_the_autoencoder_of_another_is_not_taken_over(family: str, data: Path, tmp_path: Path) -> None:
+    model = load(data / family / "checkpoint", device="cpu")
+    shutil.copytree(data / "janusflow" / "vae", tmp_path / "vae")
+    with pytest.raises(ValueError, match="of another model: remove it, or save elsewhere") as raised:
+        model.save_pretrained(tmp_path)
+    assert str(raised.value).startswith(f"{tmp_path / 'vae'} is the")
+    assert [file.name for file in tmp_path.iterdir()] == ["vae"]
+
+
 @pytest.mark.parametrize("fails_at", [1, 3])
 @pytest.mark.parametrize("before", [None, "200KB"], ids=["one-file", "shards"])
 @pytest.mark.parametrize("after", [None, "200KB"], ids=["to-one-file", "to-shards"])
@@ -285,3 +300,47 @@ def test_failure_in_the_middle_leaves_the_earlier_checkpoint_whole(
         model.save_pretrained(tmp_path, max_shard_size=after)
     assert {file.name for file in tmp_path.iterdir()} == files
     assert_equal(load(tmp_path, device="cpu"), other)
+
+
+@pytest.mark.parametrize(
+    ("said", "number"),
+    [
+        ("Error while serializing: I/O error: No space left on device (os error 28)", errno.ENOSPC),
+        ("Error while serializing: header too large", None),
+    ],
+    ids=["full", "other"],
+)
+def test_what_safetensors_cannot_write_is_an_error_of_the_system(
+    said: str, number: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own error is no OSError, which callers and the command line await."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise SafetensorError(said)
+
+    monkeypatch.setattr("janus.weights.write.save_file", fail)
+    file = tmp_path / "model.safetensors"
+    with pytest.raises(OSError, match="cannot be written") as raised:
+        write_tensors({"a": torch.zeros(2)}, file)
+    assert raised.value.errno == number
+    reason = f"SafetensorError: {said}"
+    remedy = "make room, or name another folder"
+    assert str(raised.value) == f"{file} cannot be written ({reason}): {remedy}"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of files are the system's own")
+def test_a_disk_that_is_full(tmp_path: Path) -> None:
+    """A limit on the size of files stands for it: in a process of its own, for it holds for all of one."""
+    script = (
+        "import resource, signal, sys, torch\n"
+        "from pathlib import Path\n"
+        "from janus.weights.write import write_tensors\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "try:\n"
+        "    write_tensors({'a': torch.zeros(3000)}, Path(sys.argv[1]))\n"
+        "except OSError as error:\n"
+        "    sys.exit(error.errno)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", script, str(tmp_path / "a")], capture_output=True, text=True)
+    assert run.returncode == errno.EFBIG, run.stderr

@@ -22,6 +22,7 @@ from janus.weights.vae import (
     RELEASED,
     WEIGHTS,
     check_vae_names,
+    copy_vae,
     format_vae_config,
     load_vae,
     parse_vae_config,
@@ -469,6 +470,22 @@ def test_what_is_saved_is_what_was_loaded(original: Path, reference: VAE, tmp_pa
     stored, held = load_file(folder / WEIGHTS), load_file(original / WEIGHTS)
     assert stored.keys() == held.keys()
     assert all(torch.equal(tensor, held[name]) for name, tensor in stored.items())
+
+
+@pytest.mark.parametrize("stale", [WEIGHTS, "model.safetensors", f"{WEIGHTS}.index.json"])
+def test_a_copy_does_not_stand_beside_the_weights_of_another(
+    stale: str, folder: Path, reference: VAE, tmp_path: Path
+) -> None:
+    torch.save(load_file(folder / WEIGHTS), folder / "diffusion_pytorch_model.bin")
+    (folder / WEIGHTS).unlink()
+    there = tmp_path / "there" / "vae"
+    there.mkdir(parents=True)
+    (there / stale).write_bytes(b"of another")
+    (there / "notes.txt").write_text("mine")
+    copy_vae(folder, there.parent)
+    names = {file.name for file in there.iterdir()}
+    assert names == {"config.json", "diffusion_pytorch_model.bin", "notes.txt"}
+    assert_equal(load_vae(there, device="cpu"), reference)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

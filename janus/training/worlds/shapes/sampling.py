@@ -89,8 +89,7 @@ def sample(
     if held_out and category not in CATEGORIES:
         raise ValueError(f"category {category!r} is for training alone: leave held_out {held_out!r} out")
     if color is not None:
-        if color not in COLORS + NEW_COLORS:
-            raise ValueError(f"color {color!r} is unknown: use one of {', '.join(COLORS + NEW_COLORS)}")
+        require_color(color)
         if held_out:
             raise ValueError(f"color {color!r} and held_out {held_out!r} exclude each other: leave one out")
     wanted = choose_reason(rng, held_out, single=category in SINGLE, nameless=nameless)
@@ -103,6 +102,11 @@ def sample(
 def require_category(category: str, categories: Sequence[str]) -> None:
     if category not in categories:
         raise ValueError(f"category {category!r} is unknown: use one of {', '.join(categories)}")
+
+
+def require_color(color: str) -> None:
+    if color not in COLORS + NEW_COLORS:
+        raise ValueError(f"color {color!r} is unknown: use one of {', '.join(COLORS + NEW_COLORS)}")
 
 
 def choose_reason(
