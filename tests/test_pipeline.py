@@ -325,14 +325,14 @@ def test_a_conversation_over_the_window(pipe: janus.Pipeline, pictures: list[Ima
         (lambda pipe: pipe.draw(["a cat", 5]), "a prompt must be a string, or a list of strings"),
         (lambda pipe: pipe.draw("a cat", progress="bar"), "progress must be None, True, False or a function"),
         (lambda pipe: pipe.draw("a cat", seed="seven"), "seed must be a whole number, not 'seven'"),
-        (lambda pipe: pipe.draw("a cat", guidance=10**400), "guidance must be a finite number"),
+        (lambda pipe: pipe.draw("a cat", guidance=10**400), "guidance must be a number from"),
         (
             lambda pipe: pipe.draw("a cat", preview=5),
             "preview must be a function of a list of pictures, not 5",
         ),
         (
             lambda pipe: pipe.draw("a cat", size=np.zeros(2)),
-            r"size \[0\. 0\.\] cannot be drawn: this model draws",
+            r"size array\(\[0., 0.\]\) cannot be drawn: this model draws",
         ),
         (lambda pipe: pipe.model.save_pretrained(""), "the folder to save into has no name: give one"),
         (

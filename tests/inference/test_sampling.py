@@ -167,7 +167,7 @@ def test_no_limit(top_k: int | None, top_p: float | None) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": -0.1}, "temperature must be 0 .greedy. or more, not -0.1"),
+        ({"temperature": -0.1}, "temperature must be 0 .greedy. or more, up to 1000000, not -0.1"),
         ({"temperature": math.nan}, "temperature must be .* not nan"),
         ({"temperature": math.inf}, "temperature must be .* not inf"),
         ({"top_k": -1}, "top_k must be a whole number of at least 0, not -1"),
