@@ -112,6 +112,14 @@ def weight_map(index: Path) -> dict[str, str]:
     return files
 
 
+def _require_readable(file: Path) -> None:
+    """OSError where it may not be opened: libraries that read weights call such a file absent, or broken."""
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise _unreadable(file, error) from error
+
+
 def _unreadable(file: Path, error: OSError) -> OSError:
     """The system's refusal in one line that names the file."""
     reason = error.strerror or one_line(error)
@@ -150,8 +158,8 @@ def _describe(file: Path) -> dict[str, TensorInfo]:
 
 @contextmanager
 def _open_safetensors(file: Path) -> Iterator[safe_open]:
+    _require_readable(file)
     try:
-        file.open("rb").close()  # safetensors says of one that it may not open that there is none
         with safe_open(file, framework="pt", device="cpu") as handle:
             yield handle
     except OSError as error:
@@ -165,10 +173,7 @@ def _load_pickle(file: Path) -> dict[str, Tensor]:
 
     Anything but a plain dict of names and dense tensors raises ValueError.
     """
-    try:
-        file.open("rb").close()
-    except OSError as error:
-        raise _unreadable(file, error) from error
+    _require_readable(file)
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # the unpickler of a damaged file may raise anything, an OSError too

@@ -14,11 +14,18 @@ from torch import Tensor
 
 from janus.checks import require_whole
 from janus.inference.batch import max_batch_size
-from janus.inference.draw_batch import DrawStep, Picture, PromptCaches, begin, check_pictures, unconditional
+from janus.inference.draw_batch import (
+    DrawStep,
+    Picture,
+    PromptCaches,
+    begin,
+    check_pictures,
+    check_prompts,
+    unconditional,
+)
 from janus.inference.prepare import capacity_for
 from janus.inference.sampling import Noise, Sampling
 from janus.inference.speculate import speculative_steps, window_of
-from janus.inference.text import check_window
 from janus.models.janus import Janus
 
 
@@ -94,8 +101,7 @@ def draw_codes(
         most = pictures_at_once(model, max(len(picture.prompt) for picture in pictures), guidance)
         # Every picture takes as many steps: batches of one size keep all of them full, the last one too.
         size = ceil(len(pictures) / ceil(len(pictures) / most))
-    for picture in pictures:  # before the first is drawn: what is drawn would be lost
-        check_window(model, len(picture.prompt), model.config.picture_tokens, drawn=True)
+    check_prompts(model, pictures)  # of all, before the first is drawn: what is drawn would be lost
     prompt_caches = PromptCaches(model)
     for first in range(0, len(pictures), size):
         batch = pictures[first : first + size]

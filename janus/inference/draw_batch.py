@@ -82,6 +82,11 @@ def check_pictures(model: Janus, pictures: Sequence[Picture], guidance: float) -
         )
     if begun.pop() >= model.config.picture_tokens:
         raise ValueError(f"all {model.config.picture_tokens} codes are given: there is nothing left to draw")
+    check_prompts(model, pictures)
+
+
+def check_prompts(model: Janus, pictures: Sequence[Picture]) -> None:
+    """Raise ValueError where a prompt and its picture exceed the context window."""
     for picture in pictures:
         check_window(model, len(picture.prompt), model.config.picture_tokens, drawn=True)
 
